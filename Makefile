@@ -1,0 +1,68 @@
+# make demo   set up, then quantize the real Gemma 3 270M and show what came out
+# make test   set up, then lint, types and tests
+#
+# Variables: PYTHON (default: the first Python 3.11 or newer that can build the extension),
+# TORCH (the requirement to install), TORCH_INDEX (index with CPU wheels of torch, if pip's own
+# has none), PYTEST_ARGS.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.soroq-setup
+PYTEST_ARGS ?=
+TORCH_INDEX ?=
+
+# On Linux a plain `torch` may resolve to the CUDA build, several GB: ask for +cpu by name.
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
+
+PROBE := import sys, sysconfig, os, venv, ensurepip; \
+  sys.exit(not (sys.version_info >= (3, 11) and \
+  os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))))
+
+.PHONY: setup test demo lint types clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	@set -e; found=; \
+	for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+	  if "$$python" -c '$(PROBE)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "setup: no usable Python: tried $(or $(PYTHON),python3.11 python3.12 python3.13 python3); \
+	install Python 3.11 or newer with venv and headers (Debian: python3.11-venv python3.11-dev), \
+	or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; \
+	fi; \
+	echo "setup: $(VENV) from $$found ($$($$found --version))"; \
+	"$$found" -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/csrc/*) | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)' || { \
+	  echo "setup: pip could not install '$(TORCH)'; name an index that has CPU wheels of torch \
+	(make setup TORCH_INDEX=...), or choose another build (make setup TORCH=torch==$(TORCH_VERSION))" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'
+	@touch $@
+
+test: lint types
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: setup
+	$(BIN)/soroq demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The links are made anew each time, so that files that came or went are seen.
+types: setup
+	rm -rf build/typing && mkdir -p build/typing/soroq
+	for part in soroq/* kernels calib bench train; do \
+	  if [ -e "$$part" ]; then ln -s "$(CURDIR)/$$part" build/typing/soroq/; fi; \
+	done
+	cd build/typing && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p soroq
+
+clean:
+	rm -rf build dist $(STAMP) .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,179 @@
+"""Run one peer: `python run_peer.py PEER BASE CALIBRATION OUT`, in the peers' environment.
+
+Stands alone (the peers' environment has no soroq): reads token ids from a soroq calibration file,
+quantizes with the peer's own recommended calls, writes dequantized bfloat16 weights to OUT and the
+time and peak memory to OUT/peer.json.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it starts more than two cores can feed
+
+import torch
+from safetensors import safe_open
+
+
+def read_ids(path: Path) -> torch.Tensor:
+    """Return token ids int64 (n, seq_len) of a soroq calibration file."""
+    with safe_open(path, framework="pt") as file:
+        ids: torch.Tensor = file.get_tensor("ids").long()
+    return ids
+
+
+def load_base(base: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+
+
+def llmcompressor(base: Path, ids: torch.Tensor, method: str) -> Any:
+    """llm-compressor's oneshot with the scheme its documentation gives for the method."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+    from llmcompressor.pipelines import cache
+
+    if hasattr(cache.IntermediatesCache, "pin_memory"):  # needs CUDA, is called without it
+        cache.IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None
+    rows = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}
+    recipe: Any
+    if method == "gptq":
+        recipe = GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
+    elif method == "awq":
+        from llmcompressor.modifiers.awq import AWQModifier
+
+        recipe = [
+            AWQModifier(targets="Linear", scheme="W4A16_ASYM", ignore=["lm_head"]),
+            QuantizationModifier(targets="Linear", scheme="W4A16_ASYM", ignore=["lm_head"]),
+        ]
+    else:
+        recipe = QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"])
+    model = load_base(base)
+    if method == "fp8":
+        oneshot(model=model, recipe=recipe)
+    else:
+        oneshot(
+            model=model,
+            dataset=Dataset.from_dict(rows),
+            recipe=recipe,
+            max_seq_length=ids.shape[1],
+            num_calibration_samples=ids.shape[0],
+        )
+    return model
+
+
+def gptqmodel(base: Path, ids: torch.Tensor) -> Any:
+    """GPTQModel's GPTQ, symmetric, groups of 128, as its README does it."""
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    model = GPTQModel.load(str(base), QuantizeConfig(bits=4, group_size=128), device="cpu")
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in ids]
+    model.quantize(rows, batch_size=1)
+    return model
+
+
+def autoround(base: Path, ids: torch.Tensor) -> Any:
+    """AutoRound with 30 steps a block (its default of 200 takes hours on two cores)."""
+    from auto_round import AutoRound
+    from transformers import AutoTokenizer
+
+    model = load_base(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rounder = AutoRound(
+        model,
+        tokenizer,
+        scheme="W4A16",
+        iters=30,
+        nsamples=ids.shape[0],
+        seqlen=ids.shape[1],
+        batch_size=4,
+        dataset=[{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids],
+        device_map="cpu",
+    )
+    model, _ = rounder.quantize()
+    return model
+
+
+def hqq(base: Path, ids: torch.Tensor) -> Any:
+    """HQQ's own quantizer on every linear of the blocks, groups of 64, no calibration."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    model = load_base(base)
+    config = BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
+    for module in model.model.layers.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                quantized = HQQLinear(child, config, compute_dtype=torch.float32, device="cpu")
+                child.weight.data = quantized.dequantize().to(torch.bfloat16)
+                setattr(module, name, child)
+    return model
+
+
+PEERS: dict[str, Callable[[Path, torch.Tensor], Any]] = {
+    "llmcompressor-gptq": lambda base, ids: llmcompressor(base, ids, "gptq"),
+    "llmcompressor-awq": lambda base, ids: llmcompressor(base, ids, "awq"),
+    "llmcompressor-fp8": lambda base, ids: llmcompressor(base, ids, "fp8"),
+    "gptqmodel": gptqmodel,
+    "autoround": autoround,
+    "hqq": hqq,
+}
+
+
+def dense_weights(model: Any, base: Path) -> dict[str, torch.Tensor]:
+    """Return name → bfloat16 weight of what a peer left in memory, under the base's names.
+
+    llm-compressor and AutoRound leave fake-quantized dense weights behind; GPTQModel leaves packed
+    linears, which are multiplied with the identity.
+    """
+    inner = getattr(model, "model", model) if not hasattr(model, "get_input_embeddings") else model
+    with safe_open(base / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    state = dict(inner.state_dict())
+    for name, original in tensors.items():
+        if name in state and state[name].shape == original.shape:
+            tensors[name] = state[name].detach().to(torch.bfloat16).contiguous()
+        elif name.endswith("_proj.weight"):
+            module = inner.get_submodule(name.removesuffix(".weight"))
+            eye = torch.eye(original.shape[1], dtype=torch.float32)
+            with torch.no_grad():
+                tensors[name] = module(eye.to(torch.bfloat16)).t().to(torch.bfloat16).contiguous()
+        else:
+            raise SystemExit(f"{name} is not in the peer's model")
+    return tensors
+
+
+def main() -> None:
+    from safetensors.torch import save_file
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=sorted(PEERS))
+    parser.add_argument("base", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    ids = read_ids(options.calibration)
+    torch.manual_seed(0)
+    started = time.monotonic()
+    model = PEERS[options.peer](options.base, ids)
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    options.out.mkdir(parents=True)
+    save_file(dense_weights(model, options.base), options.out / "model.safetensors", {"format": "pt"})
+    config = json.loads((options.base / "config.json").read_text())
+    (options.out / "config.json").write_text(json.dumps(config, indent=2))
+    for file in options.base.glob("tokenizer*"):
+        shutil.copy(file, options.out / file.name)
+    facts = {"peer": options.peer, "seconds": seconds, "peak_rss_bytes": peak, "n": len(ids)}
+    (options.out / "peer.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How good a model still is: perplexity and divergence from its original."""

@@ -1,0 +1,1 @@
+"""CPU kernels: the Python face of soroq._cpu, which csrc/ builds."""

@@ -1,0 +1,286 @@
+"""Choose a kernel and run it: the only door to `kernels/` for the rest of soroq.
+
+    >>> kernel, reason = choose("matmul_w4", M=1, N=2048, K=640, group_size=128,
+    ...                         symmetric=True, dtype=torch.bfloat16, device="cpu")
+
+Packed weights lie as `pack-quantized` stores them (`soroq.core.packing`): qweight int32
+(N, K · bits / 32), scales (N, K // G) floating point, zeros int8 (N, K // G) in code units or None,
+    W = (codes − zeros) · scales.
+Every operation accumulates in float32 and returns x's dtype. Set the logger `soroq.kernels` to INFO
+to see, once each, which kernel was taken and why.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+
+from soroq.kernels.problem import Problem
+from soroq.kernels.registry import KERNELS, Kernel
+
+_log = logging.getLogger("soroq.kernels")
+
+
+def choose(
+    op: str,
+    *,
+    M: int,
+    N: int,
+    K: int,
+    group_size: int | None,
+    symmetric: bool,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    grad: bool = False,
+) -> tuple[Kernel, str]:
+    """Return the kernel for this problem and the reason for it.
+
+    The reason is 'first choice', or what the kernels of higher priority objected to.
+    Raises ValueError for an unknown op or when no kernel can run the problem.
+    """
+    kind = torch.device(device).type
+    return _choose(Problem(op, M, N, K, group_size, symmetric, dtype, kind, grad))
+
+
+@lru_cache(maxsize=4096)
+def _choose(problem: Problem) -> tuple[Kernel, str]:
+    known = {k.op for k in KERNELS.values()}
+    if problem.op not in known:
+        raise ValueError(f"unknown op {problem.op!r}; known: {', '.join(sorted(known))}")
+    dtype = str(problem.dtype).removeprefix("torch.")
+    objections: list[str] = []
+    for kernel in sorted(KERNELS.values(), key=lambda k: -k.priority):
+        if kernel.op != problem.op or kernel.device not in ("any", problem.device):
+            continue
+        if dtype not in kernel.activations:
+            objection = f"{kernel.name} takes {', '.join(kernel.activations)}, not {dtype}"
+        else:
+            objection = str(_resolve(kernel.predicate)(problem))
+        if not objection:
+            reason = "; ".join(objections) or "first choice"
+            _say_once(kernel.op, kernel.name, reason)
+            return kernel, reason
+        objections.append(objection)
+    raise ValueError(f"no kernel can run {problem}: {'; '.join(objections)}")
+
+
+@cache
+def _say_once(op: str, name: str, reason: str) -> None:
+    _log.info("%s: %s (%s)", op, name, reason)
+
+
+@cache
+def _resolve(target: str) -> Callable[..., Any]:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+
+
+def matmul_w4(
+    x: torch.Tensor,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    *,
+    group_size: int | None,
+) -> torch.Tensor:
+    """Return y (…, N) = x (…, K) · Wᵀ for 4-bit packed W, in x's dtype."""
+    return _matmul_packed("matmul_w4", 4, x, qweight, scales, zeros, group_size)
+
+
+def matmul_w8(
+    x: torch.Tensor,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    *,
+    group_size: int | None,
+) -> torch.Tensor:
+    """Return y (…, N) = x (…, K) · Wᵀ for 8-bit packed W, in x's dtype."""
+    return _matmul_packed("matmul_w8", 8, x, qweight, scales, zeros, group_size)
+
+
+def gather_w4(
+    ids: torch.Tensor,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    *,
+    group_size: int | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return the rows W[ids] (…, K) of a 4-bit packed W in `dtype`; ids int64 (…) in [0, N)."""
+    return _gather_packed("gather_w4", 4, ids, qweight, scales, zeros, group_size, dtype)
+
+
+def gather_w8(
+    ids: torch.Tensor,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    *,
+    group_size: int | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return the rows W[ids] (…, K) of an 8-bit packed W in `dtype`; ids int64 (…) in [0, N)."""
+    return _gather_packed("gather_w8", 8, ids, qweight, scales, zeros, group_size, dtype)
+
+
+def matmul_w8_float(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    block: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Return y (…, N) = x (…, K) · Wᵀ for float8 W, x as it is, in x's dtype.
+
+    weight (N, K) float8_e4m3fn; scales (N, 1), or (⌈N/bn⌉, ⌈K/bk⌉) with `block` = (bn, bk).
+    Raises ValueError when shapes or dtypes don't fit.
+    """
+    flat, kernel = _choose_float8("matmul_w8_float", x, weight, scales, block)
+    y: torch.Tensor = _resolve(kernel.function)(flat, weight, scales, block=block)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def matmul_fp8(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    block: tuple[int, int] | None = None,
+    act_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return y (…, N) = x̂ (…, K) · Wᵀ, both sides in float8_e4m3fn, in x's dtype.
+
+    As `matmul_w8_float`, but x is rounded to float8 first: with one scale a token (with `block`:
+    one for each bk elements of it), or with the calibrated `act_scale` (one element, excludes
+    `block`).
+    """
+    if act_scale is not None and (block is not None or act_scale.numel() != 1):
+        raise ValueError("matmul_fp8: act_scale must have one element and excludes block")
+    flat, kernel = _choose_float8("matmul_fp8", x, weight, scales, block)
+    run = _resolve(kernel.function)
+    y: torch.Tensor = run(flat, weight, scales, block=block, act_scale=act_scale)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _choose_float8(
+    op: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    block: tuple[int, int] | None,
+) -> tuple[torch.Tensor, Kernel]:
+    """Check the shapes; return x as (M, K) and the kernel."""
+    if weight.dtype != torch.float8_e4m3fn or weight.dim() != 2:
+        raise ValueError(
+            f"{op}: weight is {weight.dtype} {tuple(weight.shape)}, must be float8_e4m3fn (N, K)"
+        )
+    N, K = weight.shape
+    want = (N, 1) if block is None else (-(-N // block[0]), -(-K // block[1]))
+    if x.shape[-1] != K or tuple(scales.shape) != want:
+        raise ValueError(
+            f"{op}: x {tuple(x.shape)}, weight {(N, K)} and scales {tuple(scales.shape)} "
+            f"don't fit; x must be (…, {K}), scales {want}"
+        )
+    flat = x.reshape(-1, K)
+    kernel, _ = choose(
+        op,
+        M=flat.shape[0],
+        N=N,
+        K=K,
+        group_size=block[1] if block else None,
+        symmetric=True,
+        dtype=x.dtype,
+        device=x.device,
+        grad=_needs_grad(x),
+    )
+    return flat, kernel
+
+
+def _matmul_packed(
+    op: str,
+    bits: int,
+    x: torch.Tensor,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    group_size: int | None,
+) -> torch.Tensor:
+    N, K = _check_packed(op, bits, qweight, scales, zeros, group_size)
+    if x.shape[-1] != K:
+        raise ValueError(f"{op}: x is {tuple(x.shape)}, qweight {(N, K)} needs (…, {K})")
+    flat = x.reshape(-1, K)
+    kernel, _ = choose(
+        op,
+        M=flat.shape[0],
+        N=N,
+        K=K,
+        group_size=group_size,
+        symmetric=zeros is None,
+        dtype=x.dtype,
+        device=x.device,
+        grad=_needs_grad(x),
+    )
+    y: torch.Tensor = _resolve(kernel.function)(flat, qweight, scales, zeros, group_size=group_size)
+    return y.view(*x.shape[:-1], N)
+
+
+def _gather_packed(
+    op: str,
+    bits: int,
+    ids: torch.Tensor,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    group_size: int | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    N, K = _check_packed(op, bits, qweight, scales, zeros, group_size)
+    flat = ids.reshape(-1)
+    kernel, _ = choose(
+        op,
+        M=flat.shape[0],
+        N=N,
+        K=K,
+        group_size=group_size,
+        symmetric=zeros is None,
+        dtype=dtype,
+        device=qweight.device,
+    )
+    gather = _resolve(kernel.function)
+    rows: torch.Tensor = gather(flat, qweight, scales, zeros, group_size=group_size, dtype=dtype)
+    return rows.view(*ids.shape, K)
+
+
+def _needs_grad(x: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def _check_packed(
+    op: str,
+    bits: int,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    group_size: int | None,
+) -> tuple[int, int]:
+    """Return (N, K) of a packed weight; raise ValueError when its parts don't fit together."""
+    if qweight.dtype != torch.int32 or qweight.dim() != 2:
+        raise ValueError(
+            f"{op}: qweight is {qweight.dtype} {tuple(qweight.shape)}, must be int32 (N, K·bits/32)"
+        )
+    N, K = qweight.shape[0], qweight.shape[1] * (32 // bits)
+    if K % (group_size or K):
+        raise ValueError(f"{op}: K {K} is not divisible by group_size {group_size}")
+    want = (N, K // (group_size or K))
+    if tuple(scales.shape) != want or not scales.is_floating_point():
+        raise ValueError(
+            f"{op}: scales are {scales.dtype} {tuple(scales.shape)}, must be floating {want}"
+        )
+    if zeros is not None and (tuple(zeros.shape) != want or zeros.dtype != torch.int8):
+        raise ValueError(f"{op}: zeros are {zeros.dtype} {tuple(zeros.shape)}, must be int8 {want}")
+    return N, K

@@ -1,0 +1,78 @@
+"""KERNELS: every kernel by its name, one entry each; importing this file loads nothing.
+
+A kernel is chosen by `soroq.kernels.dispatch` from the highest priority down: the first whose
+predicate has no objection. The plain torch twins in `kernels/reference` accept everything.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of an operation.
+
+    `activations` and `weight` are dtype names; `device` is a torch device type or 'any'.
+    `predicate` names a function Problem → str: '' when the kernel can run the problem, otherwise
+    why not. Both strings are "module:function".
+    """
+
+    op: str
+    name: str
+    layout: str
+    weight: str
+    activations: tuple[str, ...]
+    device: str
+    predicate: str
+    priority: int
+    function: str
+
+
+_FLOATS = ("float32", "bfloat16", "float16")
+_ANYTHING = "soroq.kernels.reference:can_run"
+_PACKED = "soroq.kernels.reference.packed"
+
+KERNELS: dict[str, Kernel] = {
+    k.name: k
+    for k in (
+        Kernel(
+            op="matmul_w4",
+            name="matmul_w4_scalar",
+            layout="pack-quantized",
+            weight="int4",
+            activations=_FLOATS,
+            device="cpu",
+            predicate="soroq.kernels.cpu.ops:can_matmul_w4",
+            priority=10,
+            function="soroq.kernels.cpu.ops:matmul_w4",
+        ),
+        *(
+            Kernel(
+                op=f"{op}_w{bits}",
+                name=f"{op}_w{bits}_reference",
+                layout="pack-quantized",
+                weight=f"int{bits}",
+                activations=_FLOATS,
+                device="any",
+                predicate=_ANYTHING,
+                priority=0,
+                function=f"{_PACKED}:{op}_w{bits}",
+            )
+            for op in ("matmul", "gather")
+            for bits in (4, 8)
+        ),
+        *(
+            Kernel(
+                op=op,
+                name=f"{op}_reference",
+                layout="float-quantized",
+                weight="float8_e4m3fn",
+                activations=_FLOATS,
+                device="any",
+                predicate=_ANYTHING,
+                priority=0,
+                function=f"soroq.kernels.reference.fp8:{op}",
+            )
+            for op in ("matmul_w8_float", "matmul_fp8")
+        ),
+    )
+}

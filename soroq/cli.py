@@ -1,0 +1,173 @@
+"""The command line: `soroq --help`. A command is one short function that imports what it needs.
+
+Exit codes: 0 done, 1 a gate failed, 2 bad input (one line says what to do), 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Quantize language models and prove that they are still good in their language.",
+)
+calib_app = typer.Typer(no_args_is_help=True, help="Build calibration sets.")
+app.add_typer(calib_app, name="calib")
+
+Source = Annotated[
+    str, typer.Argument(help="A model directory, a .gguf file, or gemma3-270m.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The new directory.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks of errors.")] = False,
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads to use.", min=1)] = None,
+) -> None:
+    _STATE["debug"] = debug
+    _STATE["threads"] = threads
+
+
+_STATE: dict[str, object] = {"debug": False, "threads": None}
+
+
+@app.command()
+def schemes() -> None:
+    """List the schemes."""
+    from soroq.commands import list_schemes
+
+    list_schemes()
+
+
+@app.command()
+def quantize(
+    model: Source,
+    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="The new directory.")] = None,
+    scheme: Annotated[str, typer.Option(help="See `soroq schemes`.")] = "int4",
+    group_size: Annotated[str, typer.Option(help="32, 64, 128 or row.")] = "",
+    sym: Annotated[Optional[bool], typer.Option("--sym/--asym", help="Zero points.")] = None,
+    override: Annotated[
+        Optional[list[str]], typer.Option(help="'module glob:scheme'; the first match wins.")
+    ] = None,
+    skip: Annotated[Optional[list[str]], typer.Option(help="Module glob to leave alone.")] = None,
+    embed: Annotated[str, typer.Option(help="Embedding and head: int8, int4 or none.")] = "none",
+    calib: Annotated[
+        str, typer.Option(help="builtin, a set of `soroq calib build`, or a text file.")
+    ] = "builtin",
+    mix: Annotated[str, typer.Option(help="Shares of languages in the built-in text.")] = "",
+    samples: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 128,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a window.", min=8)] = 512,
+    seed: int = 0,
+    damp: Annotated[float, typer.Option(help="GPTQ damping, share of the mean diagonal.")] = 0.01,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    json_out: Json = False,
+) -> None:
+    """Quantize a model into a new directory."""
+    from soroq.commands import QuantizeRequest, run_quantize
+
+    run_quantize(
+        QuantizeRequest(
+            model, out, scheme, group_size, sym, tuple(override or ()), tuple(skip or ()), embed,
+            calib, mix, samples, seq_len, seed, damp, dry_run, resume, json_out,
+        )
+    )
+
+
+@app.command()
+def check(
+    base: Source,
+    quant: Annotated[str, typer.Argument(help="The model to compare.", show_default=False)],
+    text: Annotated[
+        Optional[list[str]],
+        typer.Option(help="name=FILE (.txt or .jsonl); default: the built-in tg and en text."),
+    ] = None,
+    windows: Annotated[int, typer.Option(help="Windows per text.", min=1)] = 16,
+    seq_len: Annotated[int, typer.Option(min=8)] = 512,
+    json_out: Json = False,
+) -> None:
+    """Perplexity and divergence of QUANT against BASE, per language."""
+    from soroq.commands import run_check
+
+    run_check(base, quant, tuple(text or ()), windows, seq_len, json_out)
+
+
+@app.command()
+def inspect(model: Source, json_out: Json = False) -> None:
+    """Show what is in a checkpoint."""
+    from soroq.commands import run_inspect
+
+    run_inspect(model, json_out)
+
+
+@app.command()
+def generate(
+    model: Source,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="Text to go on from.")],
+    max_tokens: Annotated[int, typer.Option("-n", min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.", min=0)] = 0.0,
+    seed: int = 0,
+    raw: Annotated[bool, typer.Option(help="No chat template.")] = False,
+) -> None:
+    """Stream text from a model."""
+    from soroq.commands import run_generate
+
+    run_generate(model, prompt, max_tokens, temperature, seed, raw)
+
+
+@calib_app.command("build")
+def calib_build(
+    out: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Whose tokenizer to use.")] = "gemma3-270m",
+    text: Annotated[
+        Optional[list[str]], typer.Option(help="language=FILE (.txt, .jsonl, .parquet) or a folder.")
+    ] = None,
+    mix: Annotated[str, typer.Option(help="Shares, e.g. tg=0.8,en=0.2.")] = "",
+    samples: Annotated[int, typer.Option(min=1)] = 128,
+    seq_len: Annotated[int, typer.Option(min=8)] = 512,
+    seed: int = 0,
+    license: Annotated[str, typer.Option(help="Licence of the text, for the record.")] = "unknown",
+) -> None:
+    """Make a calibration set from text."""
+    from soroq.commands import run_calib_build
+
+    run_calib_build(out, model, tuple(text or ()), mix, samples, seq_len, seed, license)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out")] = Path("demo-out"),
+    scheme: str = "int4-awq",
+    samples: Annotated[int, typer.Option(min=1)] = 24,
+    windows: Annotated[int, typer.Option(min=1)] = 4,
+) -> None:
+    """Quantize the real Gemma 3 270M, measure it in Tajik and English, let it speak."""
+    from soroq.commands import run_demo
+
+    run_demo(out, scheme, samples, windows)
+
+
+def main() -> None:
+    """Run the command line; turn SoroqError into one line and exit code 2."""
+    from soroq.core.errors import SoroqError
+
+    try:
+        app(standalone_mode=True)
+    except SoroqError as error:
+        if _STATE["debug"]:
+            raise
+        print(f"soroq: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("soroq: interrupted; go on with the same command and --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""What the commands of `soroq.cli` do: build requests, call the library, print results."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from soroq import console
+from soroq.calib.dataset import CalibrationSet, load_calibration
+from soroq.calib.sample import build_calibration
+from soroq.calib.sources import Document, builtin_documents, read_documents
+from soroq.core.errors import CalibrationError, SchemeError
+from soroq.core.recipe import Recipe, parse_override
+from soroq.core.scheme import QuantArgs
+from soroq.core.schemes import SCHEMES, get_scheme
+
+DEFAULT_MIX = {"tg": 0.75, "en": 0.25}
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """The options of `soroq quantize`, as typed."""
+
+    model: str
+    out: Path | None
+    scheme: str
+    group_size: str
+    symmetric: bool | None
+    overrides: tuple[str, ...]
+    skips: tuple[str, ...]
+    embed: str
+    calib: str
+    mix: str
+    samples: int
+    seq_len: int
+    seed: int
+    damp: float
+    dry_run: bool
+    resume: bool
+    json_out: bool
+
+    def recipe(self) -> Recipe:
+        """Return the resolved recipe. Raises SchemeError for options that don't fit."""
+        group: int | None | str = self.group_size
+        if self.group_size == "row":
+            group = None
+        elif self.group_size:
+            if self.group_size not in ("32", "64", "128"):
+                raise SchemeError(f"group size {self.group_size!r} is not 32, 64, 128 or row")
+            group = int(self.group_size)
+        if self.embed not in ("none", "int8", "int4"):
+            raise SchemeError(f"--embed {self.embed!r} is not int8, int4 or none")
+        if not 0 < self.damp <= 1:
+            raise SchemeError(f"--damp {self.damp} is not in (0, 1]")
+        overrides = [(pattern, None) for pattern in self.skips]
+        return Recipe(
+            scheme=get_scheme(self.scheme, group_size=group, symmetric=self.symmetric),
+            overrides=(*overrides, *(parse_override(text) for text in self.overrides)),
+            embed=None if self.embed == "none" else QuantArgs(bits=int(self.embed[3:]), group_size=32),
+            damp_ratio=self.damp,
+            seed=self.seed,
+            n_samples=self.samples,
+            seq_len=self.seq_len,
+            mix=tuple(parse_mix(self.mix).items()),
+        )
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Parse 'tg=0.8,en=0.2'; '' is the default mix. Raises CalibrationError."""
+    if not text:
+        return dict(DEFAULT_MIX)
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        language, _, share = part.partition("=")
+        try:
+            shares[language.strip()] = float(share)
+        except ValueError as error:
+            raise CalibrationError(f"mix {text!r} is not like tg=0.8,en=0.2") from error
+    return shares
+
+
+def list_schemes() -> None:
+    rows = []
+    for scheme in SCHEMES.values():
+        needs = "yes" if scheme.needs_calibration else "no"
+        rows.append([scheme.name, scheme.summary, needs, scheme.layout])
+    console.table("schemes", ["name", "what it does", "calibration", "layout"], rows)
+
+
+def run_quantize(request: QuantizeRequest) -> None:
+    recipe = request.recipe()
+    if request.dry_run:
+        _print_plan(request, recipe)
+        return
+    out = request.out or Path(f"{Path(request.model).stem}-{recipe.scheme.name}")
+    _quantize(request, recipe, out)
+    if request.json_out:
+        print((out / "soroq.json").read_text(encoding="utf-8"))
+    else:
+        console.out.print(f"wrote {out}", highlight=False)
+
+
+def _quantize(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
+    from soroq.pipeline.run import quantize
+
+    calibration = None
+    if recipe.scheme.needs_calibration or any(s and s.needs_calibration for _, s in recipe.overrides):
+        calibration = _calibration(request, recipe)
+    with console.block_progress() as listen:
+        quantize(
+            request.model, out, recipe=recipe, calibration=calibration, resume=request.resume,
+            listen=listen,
+        )
+
+
+def _calibration(request: QuantizeRequest, recipe: Recipe) -> CalibrationSet:
+    """Return the set that --calib names, exactly as large as the recipe asks."""
+    path = Path(request.calib)
+    if request.calib != "builtin" and path.is_file() and path.suffix not in (".txt", ".jsonl", ".parquet"):
+        calibration = load_calibration(path)
+        n, seq_len = calibration.ids.shape
+        if n < recipe.n_samples or seq_len != recipe.seq_len:
+            raise CalibrationError(
+                f"{path} holds {n} windows of {seq_len} tokens, {recipe.n_samples} of "
+                f"{recipe.seq_len} were asked for; use --samples {n} --seq-len {seq_len}"
+            )
+        ids = calibration.ids[: recipe.n_samples]
+        return replace(calibration, ids=ids, languages=calibration.languages[: len(ids)])
+    mix = dict(recipe.mix)
+    documents: dict[str, Sequence[Document]] = {}
+    if request.calib == "builtin":
+        documents = {language: list(builtin_documents(language, "calib")) for language in mix}
+    else:
+        mix = {"tg": 1.0} if not request.mix else mix
+        own = list(read_documents(path))
+        documents = {language: own for language in mix}
+    return _build(
+        documents, mix, request.model, recipe.n_samples, recipe.seq_len, recipe.seed, request.calib
+    )
+
+
+def _build(
+    documents: dict[str, Sequence[Document]],
+    mix: dict[str, float],
+    model: str,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    name: str,
+) -> CalibrationSet:
+    from soroq.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    return build_calibration(
+        documents,
+        document_encoder(tokenizer),
+        bos=tokenizer.bos_token_id,
+        n_samples=samples,
+        seq_len=seq_len,
+        mix=mix,
+        seed=seed,
+        name=Path(name).name,
+        tokenizer=type(tokenizer).__name__,
+    )
+
+
+def document_encoder(tokenizer: Any) -> Callable[[Document], list[int]]:
+    """Return document → token ids, conversations through the model's chat template if it has one."""
+
+    def encode(document: Document) -> list[int]:
+        text = document.plain
+        if document.messages and tokenizer.chat_template:
+            turns = [{"role": role, "content": content} for role, content in document.messages]
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            text = text.removeprefix(tokenizer.bos_token or "")
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    return encode
+
+
+def run_calib_build(
+    out: Path,
+    model: str,
+    texts: Sequence[str],
+    mix: str,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    license: str,
+) -> None:
+    given: dict[str, Sequence[Document]] = {}
+    for text in texts:
+        language, equals, path = text.partition("=")
+        if not equals:
+            raise CalibrationError(f"--text {text!r} is not language=FILE, e.g. tg=news.jsonl")
+        own = list(read_documents(Path(path), license=license))
+        given[language] = [*given.get(language, ()), *own]
+    shares = parse_mix(mix) if mix or not given else {language: 1.0 for language in given}
+    for language in shares:
+        if language not in given:
+            given[language] = list(builtin_documents(language, "calib"))
+    calibration = _build(given, shares, model, samples, seq_len, seed, out.name)
+    calibration.save(out)
+    for source in calibration.manifest["sources"]:
+        console.out.print(
+            f"{source['language']}  {source['documents']:>4} documents  {source['source']} "
+            f"({source['license']})",
+            highlight=False,
+        )
+    console.out.print(f"wrote {out}: {samples} x {seq_len} tokens", highlight=False)
+
+
+def _print_plan(request: QuantizeRequest, recipe: Recipe) -> None:
+    from soroq.io.checkpoint import open_checkpoint
+    from soroq.models.registry import find_layout
+    from soroq.pipeline.plan import make_plan
+    from soroq.pipeline.run import refuse_quantized
+
+    checkpoint = open_checkpoint(request.model)
+    refuse_quantized(checkpoint)
+    plan = make_plan(checkpoint, find_layout(checkpoint.config, set(checkpoint.names())), recipe)
+    seconds = plan.flops / (measure_gflops() * 1e9)
+    if request.json_out:
+        document = asdict(plan) | {"seconds": seconds, "bits_per_weight": plan.bits_per_weight}
+        print(json.dumps(document, indent=2))
+        return
+    rows = [
+        [
+            m.name,
+            f"{m.shape[0]}x{m.shape[1]}",
+            m.scheme.name if m.scheme else "kept",
+            f"{m.bits_per_weight:.2f}",
+            f"{m.stored_bytes / 1e6:.2f}",
+        ]
+        for m in plan.modules
+    ]
+    console.table(f"{request.model}: plan", ["module", "shape", "scheme", "bits", "MB"], rows)
+    console.out.print(
+        f"output {plan.output_bytes / 1e6:.0f} MB (now {plan.source_bytes / 1e6:.0f} MB), "
+        f"{plan.bits_per_weight:.2f} bits a quantized weight, peak memory about "
+        f"{plan.peak_bytes / 1e9:.1f} GB, about {max(seconds / 60, 0.1):.1f} minutes here",
+        highlight=False,
+    )
+
+
+def measure_gflops() -> float:
+    """Return this machine's float32 matmul rate in GFLOP/s, measured for a fraction of a second."""
+    import torch
+
+    x = torch.randn(1024, 1024)
+    x @ x
+    started = time.perf_counter()
+    for _ in range(4):
+        x @ x
+    return 4 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9
+
+
+def run_check(
+    base: str, quant: str, texts: Sequence[str], windows: int, seq_len: int, json_out: bool
+) -> None:
+    results = check_models(base, quant, texts, windows, seq_len)
+    if json_out:
+        document = {
+            name: asdict(c) | {"perplexity": c.perplexity, "perplexity_base": c.perplexity_base}
+            for name, c in results.items()
+        }
+        print(json.dumps(document, indent=2, sort_keys=True))
+        return
+    rows = [
+        [
+            name,
+            str(c.n_tokens),
+            f"{c.perplexity_base:.2f}",
+            f"{c.perplexity:.2f}",
+            f"{c.delta_nll:+.4f} ± {c.delta_nll_se:.4f}",
+            f"{c.kl:.4f}",
+            f"{c.top1:.3f}",
+        ]
+        for name, c in results.items()
+    ]
+    columns = ["text", "tokens", "ppl base", "ppl", "ΔNLL", "KL", "top-1"]
+    console.table(f"{quant} against {base}", columns, rows)
+
+
+def check_models(
+    base: str, quant: str, texts: Sequence[str], windows: int, seq_len: int
+) -> dict[str, Any]:
+    """Return name → Comparison of two models on texts given as 'name=FILE' (none: built-in)."""
+    from soroq.bench.quality.divergence import compare, run_model
+    from soroq.bench.quality.windows import make_windows, read_texts
+    from soroq.loading import load, load_tokenizer
+
+    tokenizer = load_tokenizer(base)
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    passages: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise CalibrationError(f"--text {text!r} is not name=FILE, e.g. tg=valid.jsonl")
+        passages[name] = read_texts(Path(path))
+    if not passages:
+        passages = {
+            language: [d.plain for d in builtin_documents(language, "check")] for language in DEFAULT_MIX
+        }
+    ids = {
+        name: make_windows(parts, encode, bos=tokenizer.bos_token_id, seq_len=seq_len, limit=windows)
+        for name, parts in passages.items()
+    }
+    outputs = []
+    for source in (base, quant):
+        console.err.print(f"running {source}", highlight=False)
+        model = load(source, packed=False)
+        outputs.append({name: run_model(model, rows) for name, rows in ids.items()})
+        del model
+    return {name: compare(outputs[0][name], outputs[1][name], rows) for name, rows in ids.items()}
+
+
+def run_inspect(model: str, json_out: bool) -> None:
+    from soroq.inspection import describe
+
+    description = describe(model)
+    if json_out:
+        print(json.dumps(asdict(description), indent=2, sort_keys=True))
+        return
+    console.table(
+        description.path, ["what", "value"], [[key, value] for key, value in description.facts]
+    )
+    if description.layers:
+        rows = [
+            [
+                layer["module"],
+                layer["scheme"],
+                layer["method"],
+                f"{layer['bits_per_weight']:.2f}",
+                "" if layer["error"] is None else f"{layer['error']:.5f}",
+                "" if layer["error_rtn"] is None else f"{layer['error_rtn']:.5f}",
+            ]
+            for layer in description.layers
+        ]
+        columns = ["module", "scheme", "method", "bits", "error", "rounding"]
+        console.table("layers (error relative to the layer's output)", columns, rows)
+
+
+def run_generate(
+    model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool
+) -> str:
+    """Stream a continuation to stdout and return it."""
+    import torch
+    from transformers import TextStreamer
+
+    from soroq.loading import load, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    network = load(model)
+    if tokenizer.chat_template and not raw:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        ).removeprefix(tokenizer.bos_token or "")
+    else:
+        text = prompt
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=True)
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    result = network.generate(**ids, max_new_tokens=max_tokens, streamer=streamer, **sampling)
+    new = result[0, ids["input_ids"].shape[1] :]
+    decoded: str = tokenizer.decode(new, skip_special_tokens=True)
+    return decoded
+
+
+DEMO_PROMPTS = ("Душанбе пойтахти", "Дар мактаб хонандагон", "Тоҷикистон кишварест, ки")
+
+
+def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
+    started = time.monotonic()
+    say = console.out.print
+    request = QuantizeRequest(
+        "gemma3-270m", out, scheme, "", None, (), (), "none", "builtin", "", samples, 512, 0, 0.01,
+        False, out.with_name(out.name + ".partial").exists(), False,
+    )
+    if not (out / "soroq.json").is_file():
+        say(f"1. soroq quantize gemma3-270m --scheme {scheme} --samples {samples} -o {out}")
+        _quantize(request, request.recipe(), out)
+    say(f"2. soroq check gemma3-270m {out} --windows {windows}")
+    run_check("gemma3-270m", str(out), (), windows, 512, False)
+    say("3. soroq generate")
+    for prompt in DEMO_PROMPTS:
+        sys.stdout.write(f"> {prompt}")
+        run_generate(str(out), prompt, 24, 0.0, 0, True)
+    size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    say(f"model: {out.resolve()} ({size / 1e6:.0f} MB), what was done: {out / 'soroq.json'}")
+    say(f"{time.monotonic() - started:.0f} s")

@@ -1,0 +1,56 @@
+"""What the command line shows on a terminal: progress on stderr, tables, one-line errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from soroq.pipeline.run import Listener
+    from soroq.pipeline.run import Progress as Step
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def block_progress() -> Iterator["Listener"]:
+    """Yield a listener that shows blocks done, the module at work and the time left."""
+    columns = (
+        TextColumn("block {task.completed:>3}/{task.total}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        last = -1
+
+        def listen(step: "Step") -> None:
+            nonlocal last
+            bar.update(task, completed=step.done, total=step.total, description=step.module)
+            if not err.is_terminal and step.done != last:
+                err.print(f"block {step.done}/{step.total} {step.module}", highlight=False)
+                last = step.done
+
+        yield listen
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print rows under columns; numbers to the right."""
+    view = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_numeric(row[index]) for row in rows)
+        view.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*row)
+    out.print(view)
+
+
+def _numeric(text: str) -> bool:
+    return text == "" or text.lstrip("+-").replace(".", "").replace(",", "").split(" ")[0].isdigit()

@@ -1,0 +1,1 @@
+"""Types that every other part of soroq stands on; imports nothing else of soroq."""

@@ -1,0 +1,32 @@
+"""The errors soroq raises on purpose.
+
+A `SoroqError` is something its user can mend: the command line prints its one line and exits with
+`exit_code`, without a traceback. Its text says what was given, what is allowed and what to do,
+module name first. Anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+
+class SoroqError(Exception):
+    """What the user gave can't be worked with; the message says what to do instead."""
+
+    exit_code = 2
+
+
+class SchemeError(SoroqError):
+    """An unknown scheme, or options that contradict each other or a layer's shape."""
+
+
+class CheckpointError(SoroqError):
+    """A model on disk that is missing, truncated, unreadable or of an unsupported kind."""
+
+
+class CalibrationError(SoroqError):
+    """Calibration text that is missing, too short or not in the language it claims to be in."""
+
+
+class NumericsError(SoroqError):
+    """NaN or infinity in a weight, a statistic or a result; the message names the tensor."""
+
+
+class OutputError(SoroqError):
+    """An output place that can't be written: not empty, or on a disk that is too small."""

@@ -1,0 +1,82 @@
+"""The canonical, unpacked quantized matrix: what every layout packs and every kernel means."""
+
+from dataclasses import dataclass
+
+import torch
+
+from soroq.core.scheme import FP8_MAX, QuantArgs
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One matrix W (N, K) ≈ (codes − zeros) · scales.
+
+    codes: int8 (N, K), or float8_e4m3fn (N, K) for float schemes.
+    scales: (N, K // G), or (⌈N/bn⌉, ⌈K/bk⌉) with `args.block`; the dtype is the stored one.
+    zeros: int8 (N, K // G) in code units, None if symmetric.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    args: QuantArgs
+
+    def __post_init__(self) -> None:
+        N, K = self.codes.shape
+        if self.args.block is not None:
+            bn, bk = self.args.block
+            want = (-(-N // bn), -(-K // bk))
+        else:
+            want = (N, K // (self.args.group_size or K))
+        if tuple(self.scales.shape) != want:
+            raise ValueError(f"scales are {tuple(self.scales.shape)}, codes {N, K} need {want}")
+        if self.zeros is not None and self.zeros.shape != self.scales.shape:
+            raise ValueError(f"zeros are {tuple(self.zeros.shape)}, scales {want}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Return W (N, K): the product is taken in float32 and rounded once, to `dtype`."""
+        codes = self.codes.float()
+        if self.args.block is not None:
+            return (codes * expand_blocks(self.scales.float(), self.shape, self.args)).to(dtype)
+        group = self.codes.shape[1] // self.scales.shape[1]
+        codes = codes.view(codes.shape[0], -1, group)
+        if self.zeros is not None:
+            codes = codes - self.zeros.float()[..., None]
+        return (codes * self.scales.float()[..., None]).view(self.shape).to(dtype)
+
+
+def expand_blocks(
+    scales: torch.Tensor, shape: tuple[int, int], args: QuantArgs
+) -> torch.Tensor:
+    """Repeat block scales (⌈N/bn⌉, ⌈K/bk⌉) to a full (N, K) matrix."""
+    assert args.block is not None
+    bn, bk = args.block
+    full = scales.repeat_interleave(bn, 0).repeat_interleave(bk, 1)
+    return full[: shape[0], : shape[1]]
+
+
+def round_int(
+    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, args: QuantArgs
+) -> QuantizedTensor:
+    """Round W (N, K) to the nearest code of given scales and zeros, half to even."""
+    N, K = weight.shape
+    group = K // scales.shape[1]
+    codes = (weight.float().view(N, -1, group) / scales.float()[..., None]).round()
+    if zeros is not None:
+        codes = codes + zeros.float()[..., None]
+    codes = codes.clamp(args.code_min, args.code_max).to(torch.int8).view(N, K)
+    return QuantizedTensor(codes, scales, zeros, args)
+
+
+def round_float8(weight: torch.Tensor, scales: torch.Tensor, args: QuantArgs) -> QuantizedTensor:
+    """Round W (N, K) to float8_e4m3fn after division by its scales, saturating at ±448."""
+    if args.block is not None:
+        full = expand_blocks(scales.float(), (weight.shape[0], weight.shape[1]), args)
+    else:
+        full = scales.float().repeat_interleave(weight.shape[1] // scales.shape[1], 1)
+    codes = (weight.float() / full).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return QuantizedTensor(codes, scales, None, args)

@@ -1,0 +1,1 @@
+"""On-disk formats: the only place that knows the names tensors have in a file."""

@@ -1,0 +1,159 @@
+"""soroq.load: open a checkpoint, quantized or not, as a transformers causal model.
+
+    model = soroq.load("gemma3-270m-int4")                # weights stay packed
+    model = soroq.load("gemma3-270m-int4", packed=False)  # dequantized, for evaluation
+
+Only the text decoder of a multimodal checkpoint is built.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from soroq.core.errors import CheckpointError
+from soroq.core.qtensor import QuantizedTensor
+from soroq.core.scheme import QuantArgs
+from soroq.io.checkpoint import Checkpoint, open_checkpoint
+from soroq.io.formats.compressed_tensors import decode, parse_config
+from soroq.models.registry import find_layout
+from soroq.models.runner import build_skeleton
+from soroq.nn.linear import PackedLinear, RoundedLinear
+
+Group = tuple[list[str], QuantArgs, QuantArgs | None]
+
+
+def load(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, packed: bool = True
+) -> Any:
+    """Return the causal model in `source`, ready to run on the CPU.
+
+    packed: keep quantized weights as they are stored and run them through `soroq.kernels`;
+    otherwise dequantize them to `dtype`. Raises CheckpointError when tensors are missing.
+    """
+    checkpoint = open_checkpoint(source)
+    names = set(checkpoint.names())
+    layout = find_layout(checkpoint.config, names)
+    model = build_skeleton(layout.text_config)
+    groups = parse_config(checkpoint.config["quantization_config"]) if (
+        checkpoint.config.get("quantization_config")
+    ) else []
+    quantized = _quantized_modules(names)
+    state: dict[str, torch.Tensor] = {}
+    parts = tuple(
+        part for module in quantized for part in _parts(module) if part in names
+    )
+    for name in sorted(names.difference(parts)):
+        target = _target(name, layout.prefix)
+        if target is not None:
+            state[target] = checkpoint.load(name, dtype=dtype)
+    for module in sorted(quantized):
+        target = _target(module, layout.prefix)
+        if target is None:
+            continue
+        args, activation = _arguments(module, groups)
+        tensors = {part: checkpoint.load(part) for part in _parts(module) if part in names}
+        weight = decode(module, tensors, args)
+        bias = state.pop(f"{target}.bias", None)
+        scale = tensors.get(f"{module}.input_scale")
+        _replace(model, target, weight, bias, activation, scale, dtype, packed)
+    _tie_head(model, state, layout.text_config)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    wanted = [n for n in missing if not _belongs_to_packed(model, n)]
+    if wanted or unexpected:
+        raise CheckpointError(
+            f"{checkpoint.path}: missing {sorted(wanted)[:3]}, unexpected {sorted(unexpected)[:3]}"
+        )
+    _generation_config(model, checkpoint)
+    return model.requires_grad_(False).eval()
+
+
+def _quantized_modules(names: Iterable[str]) -> set[str]:
+    return {n.removesuffix(".weight_scale") for n in names if n.endswith(".weight_scale")}
+
+
+def _parts(module: str) -> tuple[str, ...]:
+    suffixes = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+    return (*(f"{module}.{suffix}" for suffix in suffixes), f"{module}.input_scale")
+
+
+def _target(name: str, prefix: str) -> str | None:
+    """Return a tensor's name in the text-only model, None if it isn't part of it."""
+    if name.startswith(prefix):
+        return "model." + name.removeprefix(prefix)
+    return name.removeprefix("language_model.") if "lm_head" in name else None
+
+
+def _arguments(module: str, groups: list[Group]) -> tuple[QuantArgs, QuantArgs | None]:
+    for targets, weight, activation in groups:
+        if module in targets:
+            return weight, activation
+    for targets, weight, activation in groups:
+        if "Linear" in targets:
+            return weight, activation
+    raise CheckpointError(f"{module}: quantized, but no group of quantization_config names it")
+
+
+def _replace(
+    model: nn.Module,
+    target: str,
+    weight: QuantizedTensor,
+    bias: torch.Tensor | None,
+    activation: QuantArgs | None,
+    input_scale: torch.Tensor | None,
+    dtype: torch.dtype,
+    packed: bool,
+) -> None:
+    new: nn.Module
+    if packed:
+        new = PackedLinear(weight, bias=bias, activation=activation, input_scale=input_scale)
+    else:
+        # readers of the format round the product to the checkpoint's bfloat16: so do we
+        dense = weight.dequantize(torch.bfloat16).to(dtype)
+        if activation is None:
+            new = nn.Linear(dense.shape[1], dense.shape[0], bias=bias is not None, device="meta")
+            new.weight = nn.Parameter(dense, requires_grad=False)
+            if bias is not None:
+                new.bias = nn.Parameter(bias, requires_grad=False)
+        else:
+            new = RoundedLinear(dense, bias, activation, input_scale)
+    parent, _, child = target.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def _tie_head(model: Any, state: dict[str, torch.Tensor], config: Any) -> None:
+    if "lm_head.weight" not in state and "model.embed_tokens.weight" in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+
+
+def _belongs_to_packed(model: nn.Module, name: str) -> bool:
+    parent = model.get_submodule(name.rpartition(".")[0])
+    tensor = getattr(parent, name.rpartition(".")[2])
+    return not tensor.is_meta
+
+
+def _generation_config(model: Any, checkpoint: Checkpoint) -> None:
+    from transformers import GenerationConfig
+
+    directory = Path(checkpoint.path)
+    if directory.is_dir() and (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """Return the tokenizer beside a checkpoint. Raises CheckpointError when there is none."""
+    from transformers import AutoTokenizer
+
+    directory = Path(open_checkpoint(source).path)
+    if directory.is_file():
+        raise CheckpointError(
+            f"{directory} is a GGUF; convert it once to a directory that has a tokenizer"
+        )
+    if not any((directory / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
+        raise CheckpointError(f"{directory} has no tokenizer.json; copy it from the original model")
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory}: unreadable tokenizer: {error}") from error

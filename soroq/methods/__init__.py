@@ -1,0 +1,1 @@
+"""Quantization algorithms: pure functions on a weight and its statistics, one file each."""

@@ -1,0 +1,1 @@
+"""Where each architecture keeps its blocks, linears and foldable edges."""

@@ -1,0 +1,46 @@
+"""ARCHITECTURES by model_type, and how a checkpoint's config and names are matched to one."""
+
+from collections.abc import Collection
+from typing import Any
+
+from soroq.core.errors import CheckpointError
+from soroq.models.architecture import Architecture, DecoderLayout
+from soroq.models.gemma3 import GEMMA3
+from soroq.models.llama import LLAMA
+
+ARCHITECTURES: dict[str, Architecture] = {
+    model_type: arch for arch in (GEMMA3, LLAMA) for model_type in arch.model_types
+}
+
+
+def find_layout(config: dict[str, Any], names: Collection[str]) -> DecoderLayout:
+    """Return where the decoder of a checkpoint lies.
+
+    Raises CheckpointError for an architecture not in ARCHITECTURES or tensors that are missing.
+    """
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise CheckpointError(
+            f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    arch = ARCHITECTURES[model_type]
+    text = config.get("text_config", config)
+    if "num_hidden_layers" not in text:
+        raise CheckpointError("config.json has no num_hidden_layers; the file is incomplete")
+    for prefix in arch.text_prefixes:
+        if f"{prefix}embed_tokens.weight" in names:
+            layout = DecoderLayout(arch, text, prefix)
+            break
+    else:
+        raise CheckpointError(
+            f"no embedding found: looked for {' or '.join(p + 'embed_tokens.weight' for p in arch.text_prefixes)}"
+        )
+    for index in range(layout.n_blocks):
+        for path in arch.linears:
+            name = f"{layout.block(index)}.{path}.weight"
+            if name not in names and name + "_packed" not in names:
+                raise CheckpointError(
+                    f"{name} is missing from the checkpoint (config.json promises "
+                    f"{layout.n_blocks} blocks)"
+                )
+    return layout

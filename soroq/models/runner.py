@@ -1,0 +1,118 @@
+"""Run a decoder block by block, with the masks and positions that the model itself makes.
+
+The transformers model is built once with its parameters on the meta device (no memory). Its
+forward is run with the blocks replaced by recorders, so every block's real keyword arguments
+(attention mask, rotary embeddings of its kind, position ids) are captured, never rebuilt here.
+A block is then a copy of its empty module, filled with one block's tensors.
+
+    runner = DecoderRunner(layout)
+    block = runner.build_block(0, tensors)
+    y = runner.run_block(block, 0, x)          # x (n, seq_len, hidden)
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from soroq.core.errors import CheckpointError
+from soroq.models.architecture import DecoderLayout
+
+
+class DecoderRunner:
+    """Empty modules and captured arguments of one decoder."""
+
+    def __init__(self, layout: DecoderLayout) -> None:
+        self.layout = layout
+        self._model = build_skeleton(layout.text_config)
+        self._decoder: Any = self._model.model
+        self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._decoder.config.hidden_size)
+
+    def embed(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return the decoder's input (n, seq_len, hidden) for ids (n, seq_len).
+
+        rows are the embedding weights of ids.flatten() (n · seq_len, hidden); the model's own
+        embedding module is applied to them (Gemma multiplies by √hidden).
+        """
+        module = copy.deepcopy(self._decoder.embed_tokens)
+        module.weight = nn.Parameter(rows.float(), requires_grad=False)
+        module.padding_idx = None
+        index = torch.arange(ids.numel()).view(ids.shape)
+        out: torch.Tensor = module(index)
+        return out
+
+    def build_block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+        """Return block `index` in float32, filled with tensors named relative to the block."""
+        block: nn.Module = copy.deepcopy(self._decoder.layers[index])
+        state = {name: tensor.float() for name, tensor in tensors.items()}
+        missing, unexpected = block.load_state_dict(state, strict=False, assign=True)
+        if missing or unexpected:
+            raise CheckpointError(
+                f"{self.layout.block(index)}: missing {sorted(missing)}, unexpected "
+                f"{sorted(unexpected)}; the checkpoint does not fit its config.json"
+            )
+        return block.requires_grad_(False).eval()
+
+    def run_block(self, block: nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Return block(x) for x (n, seq_len, hidden), float32."""
+        key = (x.shape[0], x.shape[1])
+        if key not in self._arguments:
+            self._arguments[key] = self._capture(*key)
+        result = block(x, **self._arguments[key][index])
+        hidden: torch.Tensor = result[0] if isinstance(result, tuple) else result
+        return hidden
+
+    def _capture(self, n: int, seq_len: int) -> list[dict[str, Any]]:
+        captured: list[dict[str, Any]] = []
+
+        def record(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            kwargs.pop("past_key_values", None)
+            captured.append(kwargs)
+            return hidden_states
+
+        decoder = copy.copy(self._decoder)
+        decoder._modules = dict(self._decoder._modules)
+        decoder.layers = nn.ModuleList(_Recorder(layer, record) for layer in self._decoder.layers)
+        decoder.norm = nn.Identity()
+        with torch.no_grad():
+            decoder(inputs_embeds=torch.zeros(n, seq_len, self.hidden_size), use_cache=False)
+        return captured
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: hands the arguments it is called with to `record`."""
+
+    def __init__(self, layer: nn.Module, record: Any) -> None:
+        super().__init__()
+        self._record = record
+        if hasattr(layer, "attention_type"):
+            self.attention_type = layer.attention_type
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        out: torch.Tensor = self._record(hidden_states, **kwargs)
+        return out
+
+
+def build_skeleton(text_config: Mapping[str, Any]) -> Any:
+    """Return the transformers causal model of a text config, parameters on the meta device."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = dict(text_config)
+    model_type = values.pop("model_type")
+    values.pop("quantization_config", None)
+    values.pop("dtype", None)
+    values.pop("torch_dtype", None)
+    try:
+        config = AutoConfig.for_model(model_type, **values)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"config.json does not describe a {model_type} model: {error}") from error
+    return model.eval()

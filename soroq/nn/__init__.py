@@ -1,0 +1,1 @@
+"""Modules that keep their weights packed and run them through `soroq.kernels`."""

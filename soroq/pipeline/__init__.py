@@ -1,0 +1,1 @@
+"""The main job: a checkpoint in, a quantized checkpoint out, one decoder block at a time."""

@@ -1,0 +1,60 @@
+"""The model card (README.md) of an output: what was done, what it cost, how to open it."""
+
+from soroq.manifest import Manifest
+
+CARD = """# {source}, quantized with soroq: {scheme}
+
+{summary}. Made by soroq {version}; every decision is in `soroq.json`.
+
+| | |
+| --- | --- |
+| scheme | `{scheme}` ({numbers}) |
+| quantized linears | {n_layers}, {bits:.2f} bits a weight with scales |
+| size on disk | {output_mb:.0f} MB, was {source_mb:.0f} MB |
+| calibration | {calibration} |
+| mean relative output error | {error} |
+
+## Open it
+
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("{source}", dtype="bfloat16")
+
+needs `compressed-tensors` beside transformers and nothing of soroq. vLLM and SGLang read the same
+format. With soroq installed, `soroq.load(path)` keeps the weights packed in memory.
+
+The licence and terms of the original model apply to this one.
+"""
+
+
+def model_card(manifest: Manifest) -> str:
+    """Return the README.md text for a manifest."""
+    scheme = manifest.recipe["scheme"]
+    weight = scheme["weight"]
+    group = f"groups of {weight['group_size']}" if weight["group_size"] else "one scale a row"
+    if weight["block"]:
+        group = f"tiles of {weight['block'][0]}×{weight['block'][1]}"
+    symmetric = "symmetric" if weight["symmetric"] else "with zero points"
+    errors = [layer["error"] for layer in manifest.layers if layer["error"] is not None]
+    rounding = [layer["error_rtn"] for layer in manifest.layers if layer["error_rtn"] is not None]
+    bits = [layer["bits_per_weight"] for layer in manifest.layers]
+    calibration = "none"
+    if manifest.calibration is not None:
+        c = manifest.calibration
+        calibration = f"{c['n']} × {c['seq_len']} tokens, {c['name']} (sha256 {c['sha256'][:12]})"
+    return CARD.format(
+        source=manifest.source,
+        scheme=scheme["name"],
+        summary=scheme["summary"][:1].upper() + scheme["summary"][1:],
+        version=manifest.soroq_version,
+        numbers=f"{weight['dtype']}{weight['bits']}, {group}, {symmetric}",
+        n_layers=len(manifest.layers),
+        bits=sum(bits) / max(len(bits), 1),
+        output_mb=manifest.output_bytes / 1e6,
+        source_mb=manifest.source_bytes / 1e6,
+        calibration=calibration,
+        error=(
+            f"{sum(errors) / len(errors):.5f} (plain rounding: {sum(rounding) / len(rounding):.5f})"
+            if errors
+            else "not measured"
+        ),
+    )

@@ -1,0 +1,113 @@
+"""What a run will do, module by module, before any weight is read: `--dry-run` prints it.
+
+Also where impossible requests end: shapes that a group size doesn't divide, patterns that match
+nothing.
+"""
+
+import fnmatch
+from dataclasses import dataclass
+
+from soroq.core.errors import SchemeError
+from soroq.core.recipe import Recipe
+from soroq.core.scheme import Scheme
+from soroq.io.checkpoint import Checkpoint
+from soroq.models.architecture import DecoderLayout
+
+STAT_COPIES = 5  # K × K float32 matrices alive at once in GPTQ: H, permuted, factor, inverse, spare
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """One linear (or the embedding): `scheme` None means that it is kept as it is."""
+
+    name: str
+    shape: tuple[int, int]
+    scheme: Scheme | None
+    stored_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.stored_bytes * 8 / (self.shape[0] * self.shape[1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All planned modules, and what the run will cost.
+
+    flops counts multiply-adds twice; peak_bytes and flops are estimates, output_bytes is exact up
+    to file headers.
+    """
+
+    modules: tuple[PlannedModule, ...]
+    source_bytes: int
+    output_bytes: int
+    staging_bytes: int
+    peak_bytes: int
+    flops: float
+    calibrated: bool
+    corrected: bool
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean over the planned modules that are quantized."""
+        taken = [m for m in self.modules if m.scheme is not None]
+        weights = sum(m.shape[0] * m.shape[1] for m in taken)
+        return sum(m.stored_bytes for m in taken) * 8 / max(weights, 1)
+
+
+def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> Plan:
+    """Return the plan. Raises SchemeError for shapes and patterns that don't work."""
+    modules: list[PlannedModule] = []
+    block_weights = widest = 0
+    calibrated = corrected = False
+    for index in range(layout.n_blocks):
+        weights = 0
+        for path in layout.architecture.linears:
+            name = f"{layout.block(index)}.{path}"
+            info = checkpoint.info(f"{name}.weight")
+            scheme = recipe.scheme_for(name)
+            if scheme is None:
+                modules.append(PlannedModule(name, _matrix(info.shape), None, info.nbytes))
+            else:
+                scheme.weight.check_shape(name, info.shape)
+                shape = _matrix(info.shape)
+                stored = scheme.weight.bits_per_weight(shape) * shape[0] * shape[1] / 8
+                modules.append(PlannedModule(name, shape, scheme, round(stored)))
+                calibrated = calibrated or scheme.needs_calibration
+                corrected = corrected or scheme.corrected
+                if scheme.needs_calibration and scheme.method != "clip":
+                    widest = max(widest, shape[1])
+            weights += info.shape[0] * info.shape[1]
+        block_weights = max(block_weights, weights)
+    _check_patterns(recipe, [m.name for m in modules])
+    saved = sum(checkpoint.info(f"{m.name}.weight").nbytes - m.stored_bytes for m in modules)
+    hidden = int(layout.text_config["hidden_size"])
+    tokens = recipe.n_samples * recipe.seq_len if calibrated else 0
+    total_weights = sum(m.shape[0] * m.shape[1] for m in modules)
+    solver = sum(
+        m.shape[0] * m.shape[1] ** 2 * 2 * 8 for m in modules if m.scheme and m.scheme.needs_calibration
+    )
+    inputs = {(m.name.rpartition(".")[0], m.shape[1]) for m in modules}
+    hessians = sum(2 * tokens * K**2 for _, K in inputs)
+    return Plan(
+        tuple(modules),
+        checkpoint.total_bytes,
+        checkpoint.total_bytes - saved,
+        (4 if corrected else 2) * tokens * hidden * 2,
+        500_000_000 + block_weights * (14 if corrected else 10) + STAT_COPIES * widest**2 * 4,
+        (2.0 * tokens * total_weights * 2.7 + hessians) * (2 if corrected else 1) + solver,
+        calibrated,
+        corrected,
+    )
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[0], shape[1]
+
+
+def _check_patterns(recipe: Recipe, names: list[str]) -> None:
+    for pattern, _ in recipe.overrides:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise SchemeError(
+                f"pattern {pattern!r} matches no module; names look like {names[0]!r}"
+            )

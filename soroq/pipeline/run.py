@@ -1,0 +1,240 @@
+"""quantize: stream a checkpoint block by block through calibration, folds and solvers.
+
+    from soroq.pipeline.run import quantize
+    quantize("gemma3-270m", "out", recipe=Recipe(get_scheme("int4")), calibration=load_builtin(...))
+
+Memory holds one block, one Hessian and one batch of activations. The output appears under its name
+only when it is whole; until then `<out>.partial` holds the finished blocks (see `stage`).
+"""
+
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import soroq
+from soroq.calib.dataset import CalibrationSet
+from soroq.core.errors import CalibrationError, CheckpointError
+from soroq.core.recipe import Recipe
+from soroq.io.checkpoint import Checkpoint, open_checkpoint
+from soroq.io.formats.compressed_tensors import encode
+from soroq.io.writer import require_disk_space, require_empty_dir
+from soroq.manifest import Manifest
+from soroq.models.architecture import DecoderLayout
+from soroq.models.registry import find_layout
+from soroq.models.runner import DecoderRunner
+from soroq.pipeline.activations import ActivationFile, write_activations
+from soroq.pipeline.block import BlockJob, BlockResult, advance, changed_norms, quantize_block_
+from soroq.pipeline.finish import write_output
+from soroq.pipeline.plan import make_plan
+from soroq.pipeline.stage import Stage
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a run: block `done` of `total`, and the module being worked on."""
+
+    done: int
+    total: int
+    module: str
+
+
+Listener = Callable[[Progress], None]
+# hidden states behind the quantized blocks, and behind the original ones if targets are corrected
+Streams = tuple[ActivationFile | None, ActivationFile | None]
+
+
+def quantize(
+    source: str | Path,
+    out: str | Path,
+    *,
+    recipe: Recipe,
+    calibration: CalibrationSet | None,
+    resume: bool = False,
+    listen: Listener = lambda progress: None,
+) -> Manifest:
+    """Quantize `source` by `recipe` into the new directory `out`; return its manifest.
+
+    `calibration` may be None for schemes that need none. `resume` goes on with an unfinished run of
+    the same job. Raises SoroqError subclasses for whatever the user can mend.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    checkpoint = open_checkpoint(source)
+    refuse_quantized(checkpoint)
+    layout = find_layout(checkpoint.config, set(checkpoint.names()))
+    plan = make_plan(checkpoint, layout, recipe)
+    require_empty_dir(out)
+    require_disk_space(out, plan.output_bytes * 2 + plan.staging_bytes)
+    if plan.calibrated:
+        calibration = _checked(calibration, recipe, layout)
+    else:
+        calibration = None
+    stage = Stage(out)
+    job = {
+        "source_sha256": checkpoint.sha256(),
+        "recipe": recipe.to_json(),
+        "calibration": calibration.sha256 if calibration else None,
+        "versions": _versions(),
+        "threads": torch.get_num_threads(),
+    }
+    stage.open(job, resume=resume)
+    torch.manual_seed(recipe.seed)
+    runner = DecoderRunner(layout)
+    done = stage.blocks_done()
+    streams = _first_streams(stage, done, runner, checkpoint, calibration, plan.corrected)
+    weight = _token_weight(calibration, recipe)
+    for index in range(done, layout.n_blocks):
+        streams = _run_block(stage, index, runner, checkpoint, recipe, streams, weight, listen)
+    listen(Progress(layout.n_blocks, layout.n_blocks, "writing"))
+    manifest = Manifest(
+        soroq_version=soroq.__version__,
+        source=Path(checkpoint.path).name,
+        source_sha256=job["source_sha256"],
+        recipe=asdict(recipe),
+        calibration=calibration.manifest if calibration else None,
+        versions=_versions(),
+        layers=[],
+        folds=[],
+        source_bytes=checkpoint.total_bytes,
+        output_bytes=plan.output_bytes,
+    )
+    run = {
+        "seconds": time.monotonic() - started,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "resumed_at_block": done,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+    }
+    return write_output(out, stage, checkpoint, layout, recipe, manifest, run)
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for a checkpoint that is quantized already."""
+    if checkpoint.config.get("quantization_config"):
+        raise CheckpointError(
+            f"{checkpoint.path} is quantized already (config.json has quantization_config); start "
+            "from the original weights"
+        )
+
+
+def _run_block(
+    stage: Stage,
+    index: int,
+    runner: DecoderRunner,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    streams: Streams,
+    weight: torch.Tensor | None,
+    listen: Listener,
+) -> Streams:
+    """Quantize one block, commit it, and return the hidden states in front of the next."""
+    layout = runner.layout
+    prefix = layout.block(index) + "."
+    original = {
+        name.removeprefix(prefix): checkpoint.load(name)
+        for name in checkpoint.names()
+        if name.startswith(prefix)
+    }
+    activations, reference = streams
+    batch = max(1, BATCH_TOKENS // activations.seq_len) if activations else 1
+    norm_dtype = original[layout.architecture.edges[0].source + ".weight"].dtype
+    job = BlockJob(runner, index, recipe, activations, reference, weight, batch, norm_dtype)
+    block = runner.build_block(index, original)
+
+    def say(module: str) -> None:
+        listen(Progress(index, layout.n_blocks, f"{layout.block(index)}.{module}"))
+
+    say("start")
+    result, original_block = quantize_block_(job, block, say)
+    following: ActivationFile | None = None
+    following_reference: ActivationFile | None = None
+    if activations is not None and index + 1 < layout.n_blocks:
+        say("forward")
+        path = stage.activation_file(index + 1)
+        following = write_activations(path, advance(job, block, activations))
+        if reference is not None and original_block is not None:
+            path = stage.activation_file(index + 1, reference=True)
+            following_reference = write_activations(path, advance(job, original_block, reference))
+    tensors: dict[str, torch.Tensor] = {}
+    for path, quantized in result.quantized.items():
+        tensors |= encode(prefix + path, quantized)
+    for path, scale in result.input_scales.items():
+        tensors[f"{prefix}{path}.input_scale"] = scale
+    for name, tensor in changed_norms(block, original, set(result.quantized)).items():
+        tensors[prefix + name] = tensor
+    stage.commit_block(index, tensors, _report(result))
+    return following, following_reference
+
+
+def _report(result: BlockResult) -> dict[str, Any]:
+    return {
+        "layers": [asdict(layer) for layer in result.layers],
+        "folds": [asdict(fold) for fold in result.folds],
+    }
+
+
+def _first_streams(
+    stage: Stage,
+    done: int,
+    runner: DecoderRunner,
+    checkpoint: Checkpoint,
+    calibration: CalibrationSet | None,
+    corrected: bool,
+) -> Streams:
+    """Return the hidden states in front of block `done`: embedded now, or as a former run left them."""
+    if calibration is None or done >= runner.layout.n_blocks:
+        return None, None
+    n, seq_len = calibration.ids.shape
+
+    def embedded() -> Iterator[torch.Tensor]:
+        for ids in calibration.ids.split(8):
+            yield runner.embed(ids, checkpoint.load_rows(runner.layout.embedding, ids.flatten()))
+
+    if done == 0:
+        write_activations(stage.activation_file(0), embedded())
+    shape = (n, seq_len, runner.hidden_size)
+    activations = ActivationFile(stage.activation_file(done), *shape)
+    if not corrected:
+        return activations, None
+    return activations, ActivationFile(stage.activation_file(done, reference=True), *shape)
+
+
+def _checked(
+    calibration: CalibrationSet | None, recipe: Recipe, layout: DecoderLayout
+) -> CalibrationSet:
+    if calibration is None:
+        raise CalibrationError(f"{recipe.scheme.name} needs calibration text; give --calib")
+    largest = int(calibration.ids.max())
+    vocabulary = int(layout.text_config.get("vocab_size", largest + 1))
+    if largest >= vocabulary:
+        raise CalibrationError(
+            f"calibration has token id {largest}, the model's vocabulary has {vocabulary}: they "
+            "were made with another tokenizer; build the set again with this model's"
+        )
+    return calibration
+
+
+def _token_weight(calibration: CalibrationSet | None, recipe: Recipe) -> torch.Tensor | None:
+    if calibration is None or recipe.bos_weight == 1.0:
+        return None
+    weight = torch.ones(calibration.ids.shape)
+    weight[:, 0] = recipe.bos_weight
+    return weight
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "soroq": soroq.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
