@@ -17,7 +17,12 @@ from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
 
-DEFAULT_MIX = {"tg": 0.75, "en": 0.25}
+DEFAULT_MIX = {"tg": 0.6, "en": 0.4}
+_EMBED = {
+    "none": None,
+    "int8": QuantArgs(bits=8, group_size=64),
+    "int4": QuantArgs(bits=4, group_size=32, symmetric=False),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class QuantizeRequest:
             if self.group_size not in ("32", "64", "128"):
                 raise SchemeError(f"group size {self.group_size!r} is not 32, 64, 128 or row")
             group = int(self.group_size)
-        if self.embed not in ("none", "int8", "int4"):
+        if self.embed not in _EMBED:
             raise SchemeError(f"--embed {self.embed!r} is not int8, int4 or none")
         if not 0 < self.damp <= 1:
             raise SchemeError(f"--damp {self.damp} is not in (0, 1]")
@@ -59,7 +64,7 @@ class QuantizeRequest:
         return Recipe(
             scheme=get_scheme(self.scheme, group_size=group, symmetric=self.symmetric),
             overrides=(*overrides, *(parse_override(text) for text in self.overrides)),
-            embed=None if self.embed == "none" else QuantArgs(bits=int(self.embed[3:]), group_size=32),
+            embed=_EMBED[self.embed],
             damp_ratio=self.damp,
             seed=self.seed,
             n_samples=self.samples,

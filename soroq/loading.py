@@ -20,7 +20,7 @@ from soroq.io.checkpoint import Checkpoint, open_checkpoint
 from soroq.io.formats.compressed_tensors import decode, parse_config
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
-from soroq.nn.linear import PackedLinear, RoundedLinear
+from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
 
 Group = tuple[list[str], QuantArgs, QuantArgs | None]
 
@@ -58,7 +58,10 @@ def load(
         weight = decode(module, tensors, args)
         bias = state.pop(f"{target}.bias", None)
         scale = tensors.get(f"{module}.input_scale")
-        _replace(model, target, weight, bias, activation, scale, dtype, packed)
+        if module + ".weight" == layout.embedding:
+            _replace_embedding(model, weight, dtype, packed, state)
+        else:
+            _replace(model, target, weight, bias, activation, scale, dtype, packed)
     _tie_head(model, state, layout.text_config)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     wanted = [n for n in missing if not _belongs_to_packed(model, n)]
@@ -110,8 +113,7 @@ def _replace(
     if packed:
         new = PackedLinear(weight, bias=bias, activation=activation, input_scale=input_scale)
     else:
-        # readers of the format round the product to the checkpoint's bfloat16: so do we
-        dense = weight.dequantize(torch.bfloat16).to(dtype)
+        dense = weight.dequantize(dtype)
         if activation is None:
             new = nn.Linear(dense.shape[1], dense.shape[0], bias=bias is not None, device="meta")
             new.weight = nn.Parameter(dense, requires_grad=False)
@@ -121,6 +123,23 @@ def _replace(
             new = RoundedLinear(dense, bias, activation, input_scale)
     parent, _, child = target.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
+
+
+def _replace_embedding(
+    model: Any,
+    weight: QuantizedTensor,
+    dtype: torch.dtype,
+    packed: bool,
+    state: dict[str, torch.Tensor],
+) -> None:
+    """Give the tied embedding and head one quantized tensor, or its dequantized copy."""
+    if not packed:
+        state["model.embed_tokens.weight"] = weight.dequantize(dtype)
+        return
+    shared = PackedLinear(weight)
+    scale = getattr(model.model.embed_tokens, "embed_scale", None)
+    model.model.embed_tokens = PackedEmbedding(shared, 1.0 if scale is None else float(scale), dtype)
+    model.lm_head = shared
 
 
 def _tie_head(model: Any, state: dict[str, torch.Tensor], config: Any) -> None:

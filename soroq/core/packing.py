@@ -18,14 +18,14 @@ def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
     unsigned = codes.to(torch.int64) + 2 ** (bits - 1)
     if pad:
         unsigned = torch.nn.functional.pad(unsigned, (0, pad))
-    shifts = torch.arange(0, 32, bits)
+    shifts = torch.arange(0, 32, bits, device=codes.device)
     words = (unsigned.view(N, -1, per_word) << shifts).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
 def unpack_rows(words: torch.Tensor, bits: int, K: int) -> torch.Tensor:
     """Invert `pack_rows`: int32 (N, ⌈K / P⌉) to signed codes int8 (N, K)."""
-    shifts = torch.arange(0, 32, bits)
+    shifts = torch.arange(0, 32, bits, device=words.device)
     unsigned = (words.to(torch.int64)[..., None] >> shifts) & (2**bits - 1)
     return (unsigned.flatten(1)[:, :K] - 2 ** (bits - 1)).to(torch.int8)
 

@@ -106,6 +106,16 @@ class Scheme:
     folds: tuple[str, ...] = ()
     corrected: bool = False
 
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise SchemeError when a weight of this shape, or its input, can't be quantized so."""
+        self.weight.check_shape(name, shape)
+        group = self.activation.group_size if self.activation else None
+        if group is not None and shape[1] % group:
+            raise SchemeError(
+                f"{name}: in_features {shape[1]} is not divisible by the activation group {group} of "
+                f"{self.name}; use fp8, or skip it with --skip {name}"
+            )
+
     @property
     def needs_calibration(self) -> bool:
         return (

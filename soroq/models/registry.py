@@ -28,7 +28,8 @@ def find_layout(config: dict[str, Any], names: Collection[str]) -> DecoderLayout
     if "num_hidden_layers" not in text:
         raise CheckpointError("config.json has no num_hidden_layers; the file is incomplete")
     for prefix in arch.text_prefixes:
-        if f"{prefix}embed_tokens.weight" in names:
+        embedding = f"{prefix}embed_tokens.weight"
+        if embedding in names or embedding + "_packed" in names:
             layout = DecoderLayout(arch, text, prefix)
             break
     else:

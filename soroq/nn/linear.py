@@ -67,6 +67,26 @@ class PackedLinear(nn.Module):
         return f"in={self.in_features}, out={self.out_features}, {self.args}"
 
 
+class PackedEmbedding(nn.Module):
+    """Rows of a packed matrix (vocabulary, hidden), times `scale` (√hidden for Gemma, else 1)."""
+
+    def __init__(self, packed: PackedLinear, scale: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed = packed
+        self.scale = scale
+        self.dtype = dtype
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        from soroq.kernels import dispatch
+
+        p = self.packed
+        gather = dispatch.gather_w4 if p.args.bits == 4 else dispatch.gather_w8
+        rows = gather(
+            ids, p.qweight, p.scales, p.zeros, group_size=p.args.group_size, dtype=self.dtype
+        )
+        return rows * self.scale
+
+
 class RoundedLinear(nn.Module):
     """A dense linear whose input is rounded to float8 first: what a W8A8 kernel computes."""
 

@@ -184,7 +184,7 @@ def _quantize_linear_(
     assert isinstance(module, nn.Linear)
     weight = module.weight.detach()
     name = f"{job.name}.{path}"
-    scheme.weight.check_shape(name, tuple(weight.shape))
+    scheme.check_shape(name, tuple(weight.shape))
     target = weight
     if scheme.corrected and stats is not None and stats.cross is not None:
         target = corrected_weight(
@@ -202,7 +202,7 @@ def _quantize_linear_(
         if scheme.activation is not None and not scheme.activation.dynamic:
             scale = stats.act_absmax.max().clamp_min(1e-12) / FP8_MAX
             result.input_scales[path] = scale.reshape(1).to(torch.bfloat16)
-    module.weight = nn.Parameter(quantized.dequantize(torch.bfloat16).float(), requires_grad=False)
+    module.weight = nn.Parameter(quantized.dequantize(), requires_grad=False)
     result.quantized[path] = quantized
     result.layers.append(
         LayerReport(

@@ -38,7 +38,11 @@ def write_output(
     replaced = {f"{name}.weight" for name in schemes}
     writer = ShardedWriter(building)
     for name in checkpoint.names():
-        if not name.startswith(f"{layout.prefix}layers."):
+        if name == layout.embedding and recipe.embed is not None:
+            with safe_open(stage.embedding_file, framework="pt") as embedding:
+                for part in sorted(embedding.keys()):
+                    writer.add(part, embedding.get_tensor(part))
+        elif not name.startswith(f"{layout.prefix}layers."):
             _copy(writer, checkpoint, name)
     layers: list[dict[str, Any]] = []
     folds: list[dict[str, Any]] = []
@@ -58,7 +62,9 @@ def write_output(
             layers.append(layer)
         folds += [{"block": index} | fold for fold in report["folds"]]
     config = dict(checkpoint.config)
-    config["quantization_config"] = quantization_config(schemes, _ignored(checkpoint, layout, schemes))
+    config["quantization_config"] = quantization_config(
+        schemes, _ignored(checkpoint, layout, schemes), layout.embedding, recipe.embed
+    )
     writer.finish(config, {"format": "pt"})
     checkpoint.copy_side_files(building)
     size = sum(f.stat().st_size for f in building.glob("*.safetensors"))

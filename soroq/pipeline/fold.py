@@ -101,7 +101,7 @@ def _fold_edge_(
             if scheme is not None:
                 importance = mean_square / exact**2
                 quantized = quantize_clip(_weight(module), scheme.weight, importance)
-                _set(module, quantized.dequantize(torch.bfloat16).float())
+                _set(module, quantized.dequantize())
         errors[alpha] = relative_error(run(block), reference)
     best = min(errors, key=lambda alpha: (errors[alpha], alpha))
     apply(best)

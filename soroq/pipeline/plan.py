@@ -4,6 +4,7 @@ Also where impossible requests end: shapes that a group size doesn't divide, pat
 nothing.
 """
 
+import dataclasses
 import fnmatch
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
             if scheme is None:
                 modules.append(PlannedModule(name, _matrix(info.shape), None, info.nbytes))
             else:
-                scheme.weight.check_shape(name, info.shape)
+                scheme.check_shape(name, info.shape)
                 shape = _matrix(info.shape)
                 stored = scheme.weight.bits_per_weight(shape) * shape[0] * shape[1] / 8
                 modules.append(PlannedModule(name, shape, scheme, round(stored)))
@@ -79,6 +80,19 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
                     widest = max(widest, shape[1])
             weights += info.shape[0] * info.shape[1]
         block_weights = max(block_weights, weights)
+    if recipe.embed is not None:
+        info = checkpoint.info(layout.embedding)
+        if not layout.text_config.get("tie_word_embeddings", "lm_head.weight" not in checkpoint.names()):
+            raise SchemeError(
+                "--embed needs an embedding that is tied to the head, this model's is not; leave it out"
+            )
+        recipe.embed.check_shape(layout.embedding, info.shape)
+        shape = _matrix(info.shape)
+        stored = recipe.embed.bits_per_weight(shape) * shape[0] * shape[1] / 8
+        scheme = dataclasses.replace(recipe.scheme, weight=recipe.embed)
+        modules.append(
+            PlannedModule(layout.embedding.removesuffix(".weight"), shape, scheme, round(stored))
+        )
     _check_patterns(recipe, [m.name for m in modules])
     saved = sum(checkpoint.info(f"{m.name}.weight").nbytes - m.stored_bytes for m in modules)
     hidden = int(layout.text_config["hidden_size"])

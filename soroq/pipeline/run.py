@@ -21,15 +21,17 @@ import soroq
 from soroq.calib.dataset import CalibrationSet
 from soroq.core.errors import CalibrationError, CheckpointError
 from soroq.core.recipe import Recipe
+from soroq.core.scheme import QuantArgs
 from soroq.io.checkpoint import Checkpoint, open_checkpoint
 from soroq.io.formats.compressed_tensors import encode
-from soroq.io.writer import require_disk_space, require_empty_dir
+from soroq.io.writer import atomic_write, require_disk_space, require_empty_dir
 from soroq.manifest import Manifest
 from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
 from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile, write_activations
 from soroq.pipeline.block import BlockJob, BlockResult, advance, changed_norms, quantize_block_
+from soroq.pipeline.embed import quantize_embedding
 from soroq.pipeline.finish import write_output
 from soroq.pipeline.plan import make_plan
 from soroq.pipeline.stage import Stage
@@ -93,6 +95,8 @@ def quantize(
     weight = _token_weight(calibration, recipe)
     for index in range(done, layout.n_blocks):
         streams = _run_block(stage, index, runner, checkpoint, recipe, streams, weight, listen)
+    if recipe.embed is not None and not stage.embedding_file.exists():
+        _quantize_embedding(stage, runner, checkpoint, recipe, recipe.embed, streams[0], listen)
     listen(Progress(layout.n_blocks, layout.n_blocks, "writing"))
     manifest = Manifest(
         soroq_version=soroq.__version__,
@@ -114,6 +118,11 @@ def quantize(
         "machine": platform.processor() or platform.machine(),
     }
     return write_output(out, stage, checkpoint, layout, recipe, manifest, run)
+
+
+def needs_outputs(recipe: Recipe) -> bool:
+    """Whether the hidden states behind the last block are wanted: a 4-bit head is calibrated."""
+    return recipe.embed is not None and recipe.embed.bits == 4
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -156,11 +165,12 @@ def _run_block(
     result, original_block = quantize_block_(job, block, say)
     following: ActivationFile | None = None
     following_reference: ActivationFile | None = None
-    if activations is not None and index + 1 < layout.n_blocks:
+    last = index + 1 == layout.n_blocks
+    if activations is not None and (not last or needs_outputs(recipe)):
         say("forward")
         path = stage.activation_file(index + 1)
         following = write_activations(path, advance(job, block, activations))
-        if reference is not None and original_block is not None:
+        if reference is not None and original_block is not None and not last:
             path = stage.activation_file(index + 1, reference=True)
             following_reference = write_activations(path, advance(job, original_block, reference))
     tensors: dict[str, torch.Tensor] = {}
@@ -172,6 +182,30 @@ def _run_block(
         tensors[prefix + name] = tensor
     stage.commit_block(index, tensors, _report(result))
     return following, following_reference
+
+
+def _quantize_embedding(
+    stage: Stage,
+    runner: DecoderRunner,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    args: QuantArgs,
+    outputs: ActivationFile | None,
+    listen: Listener,
+) -> None:
+    from safetensors.torch import save
+
+    layout = runner.layout
+    quantized = quantize_embedding(
+        checkpoint,
+        runner,
+        args,
+        outputs,
+        recipe.damp_ratio,
+        lambda what: listen(Progress(layout.n_blocks, layout.n_blocks, f"embedding {what}")),
+    )
+    tensors = encode(layout.embedding.removesuffix(".weight"), quantized)
+    atomic_write(stage.embedding_file, save({k: v.contiguous() for k, v in tensors.items()}))
 
 
 def _report(result: BlockResult) -> dict[str, Any]:
@@ -190,7 +224,8 @@ def _first_streams(
     corrected: bool,
 ) -> Streams:
     """Return the hidden states in front of block `done`: embedded now, or as a former run left them."""
-    if calibration is None or done >= runner.layout.n_blocks:
+    finished = done >= runner.layout.n_blocks
+    if calibration is None or (finished and not stage.activation_file(done).exists()):
         return None, None
     n, seq_len = calibration.ids.shape
 
@@ -202,7 +237,7 @@ def _first_streams(
         write_activations(stage.activation_file(0), embedded())
     shape = (n, seq_len, runner.hidden_size)
     activations = ActivationFile(stage.activation_file(done), *shape)
-    if not corrected:
+    if not corrected or finished:
         return activations, None
     return activations, ActivationFile(stage.activation_file(done, reference=True), *shape)
 

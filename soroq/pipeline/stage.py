@@ -62,6 +62,10 @@ class Stage:
         kind = "reference" if reference and index > 0 else "acts"
         return self.path / f"{kind}-{index:05d}.bin"
 
+    @property
+    def embedding_file(self) -> Path:
+        return self.path / "embedding.safetensors"
+
     def blocks_done(self) -> int:
         """Return how many leading blocks are finished."""
         index = 0

@@ -55,18 +55,31 @@ def decode(module: str, tensors: Mapping[str, torch.Tensor], args: QuantArgs) ->
 
 
 def quantization_config(
-    schemes: Mapping[str, Scheme], ignore: list[str]
+    schemes: Mapping[str, Scheme],
+    ignore: list[str],
+    embedding: str = "",
+    embed: QuantArgs | None = None,
 ) -> dict[str, Any]:
     """Return config.json's `quantization_config` for module name → scheme.
 
-    The largest group targets every Linear; others name their modules. `ignore` lists what stays.
+    One group alone targets every Linear, several name their modules. `ignore` lists what stays.
+    embed: numbers of the tensor `embedding`, which the tied head shares.
     """
     groups: dict[tuple[QuantArgs, QuantArgs | None, str], list[str]] = {}
     for module, scheme in schemes.items():
         groups.setdefault((scheme.weight, scheme.activation, scheme.layout), []).append(module)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     formats = {layout for (_, _, layout), _ in ordered}
-    config_groups = {}
+    config_groups: dict[str, Any] = {}
+    if embed is not None:
+        formats.add(PACK)
+        config_groups["group_embedding"] = {
+            "targets": [embedding.removesuffix(".weight")],
+            "weights": _arguments(embed, activation=False),
+            "input_activations": None,
+            "output_activations": None,
+            "format": PACK,
+        }
     for index, ((weight, activation, layout), modules) in enumerate(ordered):
         config_groups[f"group_{index}"] = {
             "targets": ["Linear"] if len(ordered) == 1 else sorted(modules),

@@ -1,0 +1,1 @@
+"""Reading checkpoints lazily, writing them whole or not at all."""
