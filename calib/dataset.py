@@ -60,12 +60,18 @@ def load_calibration(path: Path) -> CalibrationSet:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "soroq_calibration" not in metadata:
-                raise CalibrationError(f"{path} is not a calibration set; make one: soroq calib build")
+                raise CalibrationError(
+                    f"{path} is not a calibration set; make one: soroq calib build"
+                )
             ids = file.get_tensor("ids").long()
             languages = tuple(json.loads(metadata["languages"]))
             manifest = json.loads(metadata["manifest"])
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CalibrationError(f"{path}: unreadable calibration set: {error}") from error
-    if ids.dim() != 2 or len(languages) != ids.shape[0] or manifest.get("sha256") != ids_sha256(ids):
+    if (
+        ids.dim() != 2
+        or len(languages) != ids.shape[0]
+        or manifest.get("sha256") != ids_sha256(ids)
+    ):
         raise CalibrationError(f"{path}: the token ids do not match the manifest; build it again")
     return CalibrationSet(ids, languages, manifest)

@@ -23,7 +23,7 @@ _INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufeff\u00ad]")
 
 
 def normalize_text(text: str) -> str:
-    """Return text in NFC, without invisible characters, runs of blanks or more than one empty line."""
+    """Return text in NFC, without invisible characters, runs of blanks or of empty lines."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = _INVISIBLE.sub("", text)
     text = "\n".join(_SPACES.sub(" ", line).strip() for line in text.split("\n"))

@@ -179,6 +179,8 @@ def take_turns(documents: list[Document], seed: int) -> list[Document]:
 def _shingles(text: str) -> set[int]:
     words = text.lower().split()
     return {
-        int.from_bytes(hashlib.blake2b(" ".join(words[i : i + SHINGLE_WORDS]).encode(), digest_size=8).digest())
+        int.from_bytes(
+            hashlib.blake2b(" ".join(words[i : i + SHINGLE_WORDS]).encode(), digest_size=8).digest()
+        )
         for i in range(len(words) - SHINGLE_WORDS + 1)
     }

@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 a gate failed, 2 bad input (one line says what to do), 130
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option(help="Show tracebacks of errors.")] = False,
-    threads: Annotated[Optional[int], typer.Option(help="CPU threads to use.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads to use.", min=1)] = None,
 ) -> None:
     _STATE["debug"] = debug
     _STATE["threads"] = threads
@@ -48,14 +48,14 @@ def schemes() -> None:
 @app.command()
 def quantize(
     model: Source,
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="The new directory.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The new directory.")] = None,
     scheme: Annotated[str, typer.Option(help="See `soroq schemes`.")] = "int4",
     group_size: Annotated[str, typer.Option(help="32, 64, 128 or row.")] = "",
-    sym: Annotated[Optional[bool], typer.Option("--sym/--asym", help="Zero points.")] = None,
+    sym: Annotated[bool | None, typer.Option("--sym/--asym", help="Zero points.")] = None,
     override: Annotated[
-        Optional[list[str]], typer.Option(help="'module glob:scheme'; the first match wins.")
+        list[str] | None, typer.Option(help="'module glob:scheme'; the first match wins.")
     ] = None,
-    skip: Annotated[Optional[list[str]], typer.Option(help="Module glob to leave alone.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Module glob to leave alone.")] = None,
     embed: Annotated[str, typer.Option(help="Embedding and head: int8, int4 or none.")] = "none",
     calib: Annotated[
         str, typer.Option(help="builtin, a set of `soroq calib build`, or a text file.")
@@ -65,7 +65,9 @@ def quantize(
     seq_len: Annotated[int, typer.Option(help="Tokens in a window.", min=8)] = 512,
     seed: int = 0,
     damp: Annotated[float, typer.Option(help="GPTQ damping, share of the mean diagonal.")] = 0.01,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     json_out: Json = False,
 ) -> None:
@@ -74,8 +76,23 @@ def quantize(
 
     run_quantize(
         QuantizeRequest(
-            model, out, scheme, group_size, sym, tuple(override or ()), tuple(skip or ()), embed,
-            calib, mix, samples, seq_len, seed, damp, dry_run, resume, json_out,
+            model,
+            out,
+            scheme,
+            group_size,
+            sym,
+            tuple(override or ()),
+            tuple(skip or ()),
+            embed,
+            calib,
+            mix,
+            samples,
+            seq_len,
+            seed,
+            damp,
+            dry_run,
+            resume,
+            json_out,
         )
     )
 
@@ -85,7 +102,7 @@ def check(
     base: Source,
     quant: Annotated[str, typer.Argument(help="The model to compare.", show_default=False)],
     text: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(help="name=FILE (.txt or .jsonl); default: the built-in tg and en text."),
     ] = None,
     windows: Annotated[int, typer.Option(help="Windows per text.", min=1)] = 16,
@@ -126,7 +143,8 @@ def calib_build(
     out: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
     model: Annotated[str, typer.Option(help="Whose tokenizer to use.")] = "gemma3-270m",
     text: Annotated[
-        Optional[list[str]], typer.Option(help="language=FILE (.txt, .jsonl, .parquet) or a folder.")
+        list[str] | None,
+        typer.Option(help="language=FILE (.txt, .jsonl, .parquet) or a folder."),
     ] = None,
     mix: Annotated[str, typer.Option(help="Shares, e.g. tg=0.8,en=0.2.")] = "",
     samples: Annotated[int, typer.Option(min=1)] = 128,

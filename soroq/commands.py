@@ -112,11 +112,17 @@ def _quantize(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
     from soroq.pipeline.run import quantize
 
     calibration = None
-    if recipe.scheme.needs_calibration or any(s and s.needs_calibration for _, s in recipe.overrides):
+    if recipe.scheme.needs_calibration or any(
+        s and s.needs_calibration for _, s in recipe.overrides
+    ):
         calibration = _calibration(request, recipe)
     with console.block_progress() as listen:
         quantize(
-            request.model, out, recipe=recipe, calibration=calibration, resume=request.resume,
+            request.model,
+            out,
+            recipe=recipe,
+            calibration=calibration,
+            resume=request.resume,
             listen=listen,
         )
 
@@ -124,7 +130,11 @@ def _quantize(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
 def _calibration(request: QuantizeRequest, recipe: Recipe) -> CalibrationSet:
     """Return the set that --calib names, exactly as large as the recipe asks."""
     path = Path(request.calib)
-    if request.calib != "builtin" and path.is_file() and path.suffix not in (".txt", ".jsonl", ".parquet"):
+    if (
+        request.calib != "builtin"
+        and path.is_file()
+        and path.suffix not in (".txt", ".jsonl", ".parquet")
+    ):
         calibration = load_calibration(path)
         n, seq_len = calibration.ids.shape
         if n < recipe.n_samples or seq_len != recipe.seq_len:
@@ -141,7 +151,7 @@ def _calibration(request: QuantizeRequest, recipe: Recipe) -> CalibrationSet:
     else:
         mix = {"tg": 1.0} if not request.mix else mix
         own = list(read_documents(path))
-        documents = {language: own for language in mix}
+        documents = dict.fromkeys(mix, own)
     return _build(
         documents, mix, request.model, recipe.n_samples, recipe.seq_len, recipe.seed, request.calib
     )
@@ -173,7 +183,7 @@ def _build(
 
 
 def document_encoder(tokenizer: Any) -> Callable[[Document], list[int]]:
-    """Return document → token ids, conversations through the model's chat template if it has one."""
+    """Return document → token ids; conversations go through the chat template, if there is one."""
 
     def encode(document: Document) -> list[int]:
         text = document.plain
@@ -204,7 +214,7 @@ def run_calib_build(
             raise CalibrationError(f"--text {text!r} is not language=FILE, e.g. tg=news.jsonl")
         own = list(read_documents(Path(path), license=license))
         given[language] = [*given.get(language, ()), *own]
-    shares = parse_mix(mix) if mix or not given else {language: 1.0 for language in given}
+    shares = parse_mix(mix) if mix or not given else dict.fromkeys(given, 1.0)
     for language in shares:
         if language not in given:
             given[language] = list(builtin_documents(language, "calib"))
@@ -313,10 +323,13 @@ def check_models(
         passages[name] = read_texts(Path(path))
     if not passages:
         passages = {
-            language: [d.plain for d in builtin_documents(language, "check")] for language in DEFAULT_MIX
+            language: [d.plain for d in builtin_documents(language, "check")]
+            for language in DEFAULT_MIX
         }
     ids = {
-        name: make_windows(parts, encode, bos=tokenizer.bos_token_id, seq_len=seq_len, limit=windows)
+        name: make_windows(
+            parts, encode, bos=tokenizer.bos_token_id, seq_len=seq_len, limit=windows
+        )
         for name, parts in passages.items()
     }
     outputs = []
@@ -373,7 +386,9 @@ def run_generate(
         text = prompt
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=True)
     torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    )
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     result = network.generate(**ids, max_new_tokens=max_tokens, streamer=streamer, **sampling)
     new = result[0, ids["input_ids"].shape[1] :]
@@ -388,8 +403,23 @@ def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
     started = time.monotonic()
     say = console.out.print
     request = QuantizeRequest(
-        "gemma3-270m", out, scheme, "", None, (), (), "none", "builtin", "", samples, 512, 0, 0.01,
-        False, out.with_name(out.name + ".partial").exists(), False,
+        "gemma3-270m",
+        out,
+        scheme,
+        "",
+        None,
+        (),
+        (),
+        "none",
+        "builtin",
+        "",
+        samples,
+        512,
+        0,
+        0.01,
+        False,
+        out.with_name(out.name + ".partial").exists(),
+        False,
     )
     if not (out / "soroq.json").is_file():
         say(f"1. soroq quantize gemma3-270m --scheme {scheme} --samples {samples} -o {out}")

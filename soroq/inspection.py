@@ -46,7 +46,9 @@ def describe(source: str | Path) -> Description:
     facts += [(f"  {dtype}", f"{size / 1e6:.1f} MB") for dtype, size in sorted(sizes.items())]
     quantization = config.get("quantization_config")
     if quantization:
-        facts.append(("format", f"{quantization.get('quant_method')}, {quantization.get('format')}"))
+        facts.append(
+            ("format", f"{quantization.get('quant_method')}, {quantization.get('format')}")
+        )
     directory = Path(checkpoint.path)
     manifest = read_manifest(directory) if directory.is_dir() else None
     if manifest is None:

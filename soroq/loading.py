@@ -25,9 +25,7 @@ from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
 Group = tuple[list[str], QuantArgs, QuantArgs | None]
 
 
-def load(
-    source: str | Path, *, dtype: torch.dtype = torch.float32, packed: bool = True
-) -> Any:
+def load(source: str | Path, *, dtype: torch.dtype = torch.float32, packed: bool = True) -> Any:
     """Return the causal model in `source`, ready to run on the CPU.
 
     packed: keep quantized weights as they are stored and run them through `soroq.kernels`;
@@ -37,14 +35,14 @@ def load(
     names = set(checkpoint.names())
     layout = find_layout(checkpoint.config, names)
     model = build_skeleton(layout.text_config)
-    groups = parse_config(checkpoint.config["quantization_config"]) if (
-        checkpoint.config.get("quantization_config")
-    ) else []
+    groups = (
+        parse_config(checkpoint.config["quantization_config"])
+        if (checkpoint.config.get("quantization_config"))
+        else []
+    )
     quantized = _quantized_modules(names)
     state: dict[str, torch.Tensor] = {}
-    parts = tuple(
-        part for module in quantized for part in _parts(module) if part in names
-    )
+    parts = tuple(part for module in quantized for part in _parts(module) if part in names)
     for name in sorted(names.difference(parts)):
         target = _target(name, layout.prefix)
         if target is not None:
@@ -138,7 +136,9 @@ def _replace_embedding(
         return
     shared = PackedLinear(weight)
     scale = getattr(model.model.embed_tokens, "embed_scale", None)
-    model.model.embed_tokens = PackedEmbedding(shared, 1.0 if scale is None else float(scale), dtype)
+    model.model.embed_tokens = PackedEmbedding(
+        shared, 1.0 if scale is None else float(scale), dtype
+    )
     model.lm_head = shared
 
 

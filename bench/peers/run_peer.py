@@ -95,7 +95,9 @@ def autoround(base: Path, ids: torch.Tensor) -> Any:
         nsamples=ids.shape[0],
         seqlen=ids.shape[1],
         batch_size=4,
-        dataset=[{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids],
+        dataset=[
+            {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids
+        ],
         device_map="cpu",
     )
     model, _ = rounder.quantize()
@@ -166,7 +168,9 @@ def main() -> None:
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     options.out.mkdir(parents=True)
-    save_file(dense_weights(model, options.base), options.out / "model.safetensors", {"format": "pt"})
+    save_file(
+        dense_weights(model, options.base), options.out / "model.safetensors", {"format": "pt"}
+    )
     config = json.loads((options.base / "config.json").read_text())
     (options.out / "config.json").write_text(json.dumps(config, indent=2))
     for file in options.base.glob("tokenizer*"):

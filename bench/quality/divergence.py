@@ -1,8 +1,9 @@
 """Perplexity of two models and the divergence between them, on the same tokens.
 
 Per scored position t with base p and other q: NLL = −log q(x_t), KL(p‖q) = Σ_v p log(p/q) in nats,
-top-1 agreement = [argmax p = argmax q]. A model runs once to its final hidden states (n, L, hidden),
-which are kept; logits are formed chunk by chunk, so two 262,144-wide heads never meet in full.
+top-1 agreement = [argmax p = argmax q]. A model runs once to its final hidden states (n,
+L, hidden), which are kept; logits are formed chunk by chunk, so that two heads 262,144 wide never
+meet in full.
 """
 
 import math

@@ -20,7 +20,9 @@ def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
         unsigned = torch.nn.functional.pad(unsigned, (0, pad))
     shifts = torch.arange(0, 32, bits, device=codes.device)
     words = (unsigned.view(N, -1, per_word) << shifts).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    signed = torch.where(words >= 2**31, words - 2**32, words)
+    packed: torch.Tensor = signed.to(torch.int32)
+    return packed
 
 
 def unpack_rows(words: torch.Tensor, bits: int, K: int) -> torch.Tensor:

@@ -49,9 +49,7 @@ class QuantizedTensor:
         return (codes * self.scales.float()[..., None]).view(self.shape).to(dtype)
 
 
-def expand_blocks(
-    scales: torch.Tensor, shape: tuple[int, int], args: QuantArgs
-) -> torch.Tensor:
+def expand_blocks(scales: torch.Tensor, shape: tuple[int, int], args: QuantArgs) -> torch.Tensor:
     """Repeat block scales (⌈N/bn⌉, ⌈K/bk⌉) to a full (N, K) matrix."""
     assert args.block is not None
     bn, bk = args.block

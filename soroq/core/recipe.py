@@ -1,4 +1,4 @@
-"""Recipe: one run's decisions, resolved; it goes into the manifest and decides the output's bytes."""
+"""Recipe: one run's decisions, resolved; it stands in the manifest and decides the bytes."""
 
 import dataclasses
 import fnmatch
@@ -89,7 +89,9 @@ def parse_override(text: str) -> tuple[str, Scheme | None]:
     """
     pattern, colon, what = text.rpartition(":")
     if not colon or not pattern:
-        raise SchemeError(f"override {text!r} is not 'module glob:scheme', e.g. 'model.layers.0.*:int8'")
+        raise SchemeError(
+            f"override {text!r} is not 'module glob:scheme', e.g. 'model.layers.0.*:int8'"
+        )
     if what == "skip":
         return pattern, None
     return pattern, get_scheme({"int8": "int8-rtn"}.get(what, what))

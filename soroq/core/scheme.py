@@ -36,28 +36,32 @@ class QuantArgs:
         if self.dtype == "int" and self.bits not in (4, 8):
             raise SchemeError(f"bits {self.bits} is not supported for integers; use 4 or 8")
         if self.dtype == "float" and self.bits != 8:
-            raise SchemeError(f"bits {self.bits} is not supported for floats; use 8 (float8_e4m3fn)")
+            raise SchemeError(
+                f"bits {self.bits} is not supported for floats; use 8 (float8_e4m3fn)"
+            )
         if self.dtype == "float" and not self.symmetric:
             raise SchemeError("float8 weights have no zero point; drop --asym")
         if self.bits == 8 and self.dtype == "int" and not self.symmetric:
             raise SchemeError("int8 weights are symmetric here; drop --asym")
         if self.group_size is not None and self.group_size < 1:
-            raise SchemeError(f"group_size {self.group_size} is not allowed; use 32, 64, 128 or row")
+            raise SchemeError(
+                f"group_size {self.group_size} is not allowed; use 32, 64, 128 or row"
+            )
         if self.block is not None and self.group_size is not None:
             raise SchemeError("block and group_size exclude each other")
 
     @property
     def levels(self) -> int:
-        return int(2**self.bits)
+        return 1 << self.bits
 
     @property
     def code_min(self) -> int:
         """Smallest code of an integer dtype: codes run from −2^(bits−1) to 2^(bits−1) − 1."""
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     @property
     def code_max(self) -> int:
-        return int(2 ** (self.bits - 1) - 1)
+        return (1 << (self.bits - 1)) - 1
 
     def bits_per_weight(self, shape: tuple[int, int], scale_bits: int = 16) -> float:
         """Return stored bits a weight of a (N, K) matrix, scales and zero points counted."""
@@ -112,8 +116,8 @@ class Scheme:
         group = self.activation.group_size if self.activation else None
         if group is not None and shape[1] % group:
             raise SchemeError(
-                f"{name}: in_features {shape[1]} is not divisible by the activation group {group} of "
-                f"{self.name}; use fp8, or skip it with --skip {name}"
+                f"{name}: in_features {shape[1]} is not divisible by the activation group {group} "
+                f"of {self.name}; use fp8, or skip it with --skip {name}"
             )
 
     @property

@@ -18,16 +18,56 @@ _FLOAT = "float-quantized"
 SCHEMES: dict[str, Scheme] = {
     s.name: s
     for s in (
-        Scheme("int4", "the best known: corrected targets, GPTQ, then codes and scales refined", _INT4, "gptq-refined", _PACK, corrected=True),
+        Scheme(
+            "int4",
+            "the best known: corrected targets, GPTQ, then codes and scales refined",
+            _INT4,
+            "gptq-refined",
+            _PACK,
+            corrected=True,
+        ),
         Scheme("int4-rtn", "round to nearest; no calibration", _INT4, "rtn", _PACK),
         Scheme("int4-gptq", "GPTQ with importance-weighted ranges", _INT4, "gptq", _PACK),
-        Scheme("int4-awq", "AWQ folds and clipping, then rounding", _INT4, "clip", _PACK, folds=("awq",)),
+        Scheme(
+            "int4-awq",
+            "AWQ folds and clipping, then rounding",
+            _INT4,
+            "clip",
+            _PACK,
+            folds=("awq",),
+        ),
         Scheme("int4-awq-gptq", "AWQ folds, then GPTQ", _INT4, "gptq", _PACK, folds=("awq",)),
         Scheme("int8-rtn", "8-bit round to nearest; no calibration", _INT8, "rtn", _PACK),
-        Scheme("fp8-rtn", "float8, plain rounding; no calibration", _FP8_ROW, "rtn", _FLOAT, _FP8_TOKEN),
-        Scheme("fp8", "float8 weights per row, activations per token", _FP8_ROW, "gptq-refined", _FLOAT, _FP8_TOKEN, corrected=True),
-        Scheme("fp8-static", "float8 weights per row, calibrated activation scale", _FP8_ROW, "gptq-refined", _FLOAT, _FP8_ROW, corrected=True),
-        Scheme("fp8-block", "float8 weights in 128×128 tiles, activations per 128", _FP8_TILE, "gptq-refined", _FLOAT, _FP8_GROUP, corrected=True),
+        Scheme(
+            "fp8-rtn", "float8, plain rounding; no calibration", _FP8_ROW, "rtn", _FLOAT, _FP8_TOKEN
+        ),
+        Scheme(
+            "fp8",
+            "float8 weights per row, activations per token",
+            _FP8_ROW,
+            "gptq-refined",
+            _FLOAT,
+            _FP8_TOKEN,
+            corrected=True,
+        ),
+        Scheme(
+            "fp8-static",
+            "float8 weights per row, calibrated activation scale",
+            _FP8_ROW,
+            "gptq-refined",
+            _FLOAT,
+            _FP8_ROW,
+            corrected=True,
+        ),
+        Scheme(
+            "fp8-block",
+            "float8 weights in 128×128 tiles, activations per 128",
+            _FP8_TILE,
+            "gptq-refined",
+            _FLOAT,
+            _FP8_GROUP,
+            corrected=True,
+        ),
     )
 }
 

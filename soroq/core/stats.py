@@ -60,6 +60,6 @@ class LayerStats:
         for label, tensor in (("hessian", self.hessian), ("cross", self.cross)):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise NumericsError(
-                    f"{name}: the calibration {label} holds NaN or infinity; the model overflows on "
-                    "this text, check the checkpoint with `soroq inspect`"
+                    f"{name}: the calibration {label} holds NaN or infinity; the model overflows "
+                    "on this text, check the checkpoint with `soroq inspect`"
                 )

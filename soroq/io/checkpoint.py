@@ -1,7 +1,7 @@
 """Checkpoints: a Hugging Face directory, a GGUF file or the demo model, tensor by tensor.
 
-    checkpoint = open_checkpoint("gemma3-270m")
-    checkpoint.info("model.norm.weight"), checkpoint.load("model.norm.weight")
+checkpoint = open_checkpoint("gemma3-270m")
+checkpoint.info("model.norm.weight"), checkpoint.load("model.norm.weight")
 """
 
 import hashlib
@@ -125,7 +125,9 @@ class DirectoryCheckpoint(Checkpoint):
         for name in self._file_of:
             dtype = self.info(name).dtype
             if name.endswith(".weight") and not dtype.is_floating_point:
-                raise CheckpointError(f"{name}: dtype {dtype} is no weight; floating point is needed")
+                raise CheckpointError(
+                    f"{name}: dtype {dtype} is no weight; floating point is needed"
+                )
 
     def _open_shards(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from soroq.core.errors import CheckpointError
@@ -56,8 +57,8 @@ def _build(package: str, directory: Path) -> None:
     module.assemble(gguf_file)
     checkpoint = GgufCheckpoint(gguf_file)
     writer = ShardedWriter(directory)
-    for tensor in checkpoint.names():
-        writer.add_lazy(tensor, checkpoint.info(tensor), lambda name=tensor: checkpoint.load(name))
+    for name in checkpoint.names():
+        writer.add_lazy(name, checkpoint.info(name), partial(checkpoint.load, name))
     writer.finish(checkpoint.config, {"format": "pt"})
     checkpoint.copy_side_files(directory)
     gguf_file.unlink()

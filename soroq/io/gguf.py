@@ -119,7 +119,9 @@ class GgufCheckpoint(Checkpoint):
         with self.path.open("rb") as file:
             file.seek(self.header.data_start + tensor.offset + first * row_bytes)
             raw = file.read(n_rows * row_bytes)
-        values = gguf.dequantize(numpy.frombuffer(raw, numpy.uint8).reshape(n_rows, row_bytes), kind)
+        values = gguf.dequantize(
+            numpy.frombuffer(raw, numpy.uint8).reshape(n_rows, row_bytes), kind
+        )
         weight = torch.from_numpy(numpy.array(values, dtype=numpy.float32)).view(
             tensor.shape if count is None else (n_rows, width)
         )

@@ -107,7 +107,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
             length = int.from_bytes(first, "little")
             if len(first) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(
-                    f"{path}: truncated or not safetensors ({size} bytes, header wants {length + 8})"
+                    f"{path}: truncated or not safetensors ({size} bytes, header {length})"
                 )
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
     except OSError as error:
@@ -119,12 +119,16 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, raw, 8 + length) for name, raw in header.items()}
     end = 8 + length
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].info.nbytes)):
+    for name, entry in sorted(
+        entries.items(), key=lambda item: (item[1].offset, item[1].info.nbytes)
+    ):
         if entry.offset != end:
             raise CheckpointError(f"{path}: {name} overlaps another tensor or leaves a hole")
         end += entry.info.nbytes
     if end != size:
-        raise CheckpointError(f"{path}: {size} bytes, its header describes {end}; download it again")
+        raise CheckpointError(
+            f"{path}: {size} bytes, its header describes {end}; download it again"
+        )
     return entries
 
 

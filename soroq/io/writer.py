@@ -99,7 +99,11 @@ class ShardedWriter:
         count = len(self._shards)
         weight_map: dict[str, str] = {}
         for number, (temporary, names) in enumerate(self._shards, 1):
-            final = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            final = (
+                "model.safetensors"
+                if count == 1
+                else f"model-{number:05d}-of-{count:05d}.safetensors"
+            )
             os.replace(temporary, self._directory / final)
             weight_map |= dict.fromkeys(names, final)
         if count > 1:
@@ -129,7 +133,7 @@ class ShardedWriter:
                 file.write(len(text).to_bytes(8, "little") + text)
                 for pending in self._pending.values():
                     tensor = pending.load().contiguous()
-                    file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                    file.write(tensor.flatten().view(torch.uint8).numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -17,7 +17,9 @@ REFIT_RIDGE = 1e-4
 REFIT_LIMITS = (0.3, 2.0)  # a refitted scale outside this range of the old one is not taken
 
 
-def refine(weight: torch.Tensor, hessian: torch.Tensor, start: QuantizedTensor, *, rounds: int = 2) -> QuantizedTensor:
+def refine(
+    weight: torch.Tensor, hessian: torch.Tensor, start: QuantizedTensor, *, rounds: int = 2
+) -> QuantizedTensor:
     """Alternate two sweeps over the codes with a refit of the scales; end with a sweep.
 
     Returns whichever of start and result has the smaller objective.

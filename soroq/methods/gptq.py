@@ -60,9 +60,7 @@ def quantize_gptq(
     return grid.encode(values.t().contiguous())
 
 
-def inverse_factor(
-    hessian: torch.Tensor, damp_ratio: float, order: torch.Tensor
-) -> torch.Tensor:
+def inverse_factor(hessian: torch.Tensor, damp_ratio: float, order: torch.Tensor) -> torch.Tensor:
     """Return upper-triangular U (K, K) with UᵀU = (H + λI)⁻¹, columns in `order`.
 
     λ = damp_ratio · mean diag H; it grows tenfold, up to the mean itself, until the Cholesky
@@ -80,6 +78,7 @@ def inverse_factor(
         if not failed:
             inverse = torch.cholesky_inverse(lower)
             del lower
+            upper: torch.Tensor
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
                 return upper

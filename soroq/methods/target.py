@@ -1,4 +1,4 @@
-"""What a layer should aim for behind quantized layers: its original output, not its original weight.
+"""What a layer aims for behind quantized layers: its original output, not its original weight.
 
 Behind quantized layers a linear sees x instead of the x̄ that the unquantized model sees. The
 weight that best turns x into the original output solves, with a ridge towards W,

@@ -21,7 +21,8 @@ def find_layout(config: dict[str, Any], names: Collection[str]) -> DecoderLayout
     model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
         raise CheckpointError(
-            f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(ARCHITECTURES))}"
+            f"model_type {model_type!r} is not supported; supported: "
+            f"{', '.join(sorted(ARCHITECTURES))}"
         )
     arch = ARCHITECTURES[model_type]
     text = config.get("text_config", config)
@@ -33,9 +34,8 @@ def find_layout(config: dict[str, Any], names: Collection[str]) -> DecoderLayout
             layout = DecoderLayout(arch, text, prefix)
             break
     else:
-        raise CheckpointError(
-            f"no embedding found: looked for {' or '.join(p + 'embed_tokens.weight' for p in arch.text_prefixes)}"
-        )
+        tried = " or ".join(f"{prefix}embed_tokens.weight" for prefix in arch.text_prefixes)
+        raise CheckpointError(f"no embedding found: looked for {tried}")
     for index in range(layout.n_blocks):
         for path in arch.linears:
             name = f"{layout.block(index)}.{path}.weight"

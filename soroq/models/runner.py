@@ -59,6 +59,13 @@ class DecoderRunner:
         """Return block `index` in float32, filled with tensors named relative to the block."""
         block: nn.Module = copy.deepcopy(self._decoder.layers[index])
         state = {name: tensor.float() for name, tensor in tensors.items()}
+        wanted = {name: parameter.shape for name, parameter in block.named_parameters()}
+        for name in wanted.keys() & state.keys():
+            if wanted[name] != state[name].shape:
+                raise CheckpointError(
+                    f"{self.layout.block(index)}.{name}: shape {tuple(state[name].shape)} does not "
+                    f"fit config.json, which says {tuple(wanted[name])}"
+                )
         missing, unexpected = block.load_state_dict(state, strict=False, assign=True)
         if missing or unexpected:
             raise CheckpointError(
@@ -122,5 +129,7 @@ def build_skeleton(text_config: Mapping[str, Any]) -> Any:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"config.json does not describe a {model_type} model: {error}") from error
+        raise CheckpointError(
+            f"config.json does not describe a {model_type} model: {error}"
+        ) from error
     return model.eval()

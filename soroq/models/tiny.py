@@ -63,7 +63,12 @@ def tiny_config(model_type: str = "gemma3_text", **changes: Any) -> dict[str, An
 
 
 def write_tiny_model(
-    directory: Path, model_type: str = "gemma3_text", *, seed: int = 0, shards: int = 1, **changes: Any
+    directory: Path,
+    model_type: str = "gemma3_text",
+    *,
+    seed: int = 0,
+    shards: int = 1,
+    **changes: Any,
 ) -> Path:
     """Write config, random bfloat16 weights and a byte tokenizer to `directory`; return it."""
     from safetensors.torch import save_file
@@ -79,10 +84,14 @@ def write_tiny_model(
     if config["tie_word_embeddings"]:
         tensors.pop("lm_head.weight", None)
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index in range(shards):
         part = names[index::shards]
-        file = "model.safetensors" if shards == 1 else f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if shards == 1
+            else f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
+        )
         save_file({n: tensors[n] for n in part}, directory / file, {"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     if shards > 1:
@@ -100,8 +109,9 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.T
         return values * 0.3 + (0.0 if shape[0] % 2 else 0.5)
     if name.endswith(".bias"):
         return values * 0.02
-    heavy = 1 + 4 * (torch.rand(shape, generator=generator) > 0.98)
-    return values * heavy / shape[-1] ** 0.5
+    heavy: torch.Tensor = 1 + 4 * (torch.rand(shape, generator=generator) > 0.98)
+    scaled: torch.Tensor = values * heavy / shape[-1] ** 0.5
+    return scaled
 
 
 def _write_tokenizer(directory: Path) -> None:

@@ -128,5 +128,6 @@ def round_activations(
     group = args.group_size or x.shape[-1]
     grouped = values.unflatten(-1, (-1, group))
     step = (grouped.abs().amax(-1, keepdim=True) / FP8_MAX).clamp_min(1e-12)
+    rounded: torch.Tensor
     rounded = (grouped / step).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float() * step
     return rounded.flatten(-2).to(x.dtype)

@@ -187,9 +187,7 @@ def _quantize_linear_(
     scheme.check_shape(name, tuple(weight.shape))
     target = weight
     if scheme.corrected and stats is not None and stats.cross is not None:
-        target = corrected_weight(
-            weight, stats.hessian, stats.cross, ridge=job.recipe.target_ridge
-        )
+        target = corrected_weight(weight, stats.hessian, stats.cross, ridge=job.recipe.target_ridge)
     quantized, method = solve(target, scheme, stats, job.recipe.damp_ratio)
     if not torch.isfinite(quantized.scales.float()).all():
         raise NumericsError(f"{name}: its scales are not finite; the weight overflows")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def write_output(
 
 def _copy(writer: ShardedWriter, checkpoint: Checkpoint, name: str) -> None:
     info: TensorInfo = checkpoint.info(name)
-    writer.add_lazy(name, info, lambda: checkpoint.load(name))
+    writer.add_lazy(name, info, partial(checkpoint.load, name))
 
 
 def _quantized_modules(layout: DecoderLayout, recipe: Recipe) -> dict[str, Scheme]:

@@ -54,7 +54,11 @@ def fold_block_(
             report
             for edge in architecture.edges
             if any("awq" in (s.folds if (s := schemes.get(t)) else ()) for t in edge.targets)
-            for report in [_fold_edge_(block, run, reference, architecture, edge, schemes, norm_dtype, head_dim)]
+            for report in [
+                _fold_edge_(
+                    block, run, reference, architecture, edge, schemes, norm_dtype, head_dim
+                )
+            ]
         ]
 
 
@@ -71,7 +75,8 @@ def _fold_edge_(
     targets = [(path, block.get_submodule(path)) for path in edge.targets]
     source = block.get_submodule(edge.source)
     saved_source = _weight(source).clone()
-    saved_bias = None if getattr(source, "bias", None) is None else source.bias.detach().clone()  # type: ignore[union-attr,operator]
+    bias = _bias(source)
+    saved_bias = None if bias is None else bias.clone()
     saved = [_weight(module).clone() for _, module in targets]
     inputs = _capture_input(block, targets[0][1], run)
     flat = inputs.reshape(-1, inputs.shape[-1]).abs()
@@ -80,8 +85,8 @@ def _fold_edge_(
 
     def restore() -> None:
         _set(source, saved_source)
-        if saved_bias is not None:
-            source.bias.data = saved_bias.clone()  # type: ignore[union-attr]
+        if bias is not None and saved_bias is not None:
+            bias.copy_(saved_bias)
         for (_, module), weight in zip(targets, saved, strict=True):
             _set(module, weight)
 
@@ -125,9 +130,9 @@ def _fold_source_(
         return exact
     per_row, per_column = share_between_heads(scales, weight.shape[0], head_dim)
     _set(source, weight / per_row[:, None])
-    bias = getattr(source, "bias", None)
+    bias = _bias(source)
     if bias is not None:
-        bias.data = bias.data / per_row
+        bias.div_(per_row)
     return per_column
 
 
@@ -168,6 +173,11 @@ def _weight(module: nn.Module) -> torch.Tensor:
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach()
+
+
+def _bias(module: nn.Module) -> torch.Tensor | None:
+    bias = getattr(module, "bias", None)
+    return bias.detach() if isinstance(bias, torch.Tensor) else None
 
 
 def _set(module: nn.Module, weight: torch.Tensor) -> None:

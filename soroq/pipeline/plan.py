@@ -82,9 +82,11 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
         block_weights = max(block_weights, weights)
     if recipe.embed is not None:
         info = checkpoint.info(layout.embedding)
-        if not layout.text_config.get("tie_word_embeddings", "lm_head.weight" not in checkpoint.names()):
+        if not layout.text_config.get(
+            "tie_word_embeddings", "lm_head.weight" not in checkpoint.names()
+        ):
             raise SchemeError(
-                "--embed needs an embedding that is tied to the head, this model's is not; leave it out"
+                "--embed needs an embedding that is tied to the head, this one is not; leave it out"
             )
         recipe.embed.check_shape(layout.embedding, info.shape)
         shape = _matrix(info.shape)
@@ -99,7 +101,9 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
     tokens = recipe.n_samples * recipe.seq_len if calibrated else 0
     total_weights = sum(m.shape[0] * m.shape[1] for m in modules)
     solver = sum(
-        m.shape[0] * m.shape[1] ** 2 * 2 * 8 for m in modules if m.scheme and m.scheme.needs_calibration
+        m.shape[0] * m.shape[1] ** 2 * 2 * 8
+        for m in modules
+        if m.scheme and m.scheme.needs_calibration
     )
     inputs = {(m.name.rpartition(".")[0], m.shape[1]) for m in modules}
     hessians = sum(2 * tokens * K**2 for _, K in inputs)

@@ -80,8 +80,9 @@ def quantize(
     else:
         calibration = None
     stage = Stage(out)
+    source_sha256 = checkpoint.sha256()
     job = {
-        "source_sha256": checkpoint.sha256(),
+        "source_sha256": source_sha256,
         "recipe": recipe.to_json(),
         "calibration": calibration.sha256 if calibration else None,
         "versions": _versions(),
@@ -101,7 +102,7 @@ def quantize(
     manifest = Manifest(
         soroq_version=soroq.__version__,
         source=Path(checkpoint.path).name,
-        source_sha256=job["source_sha256"],
+        source_sha256=source_sha256,
         recipe=asdict(recipe),
         calibration=calibration.manifest if calibration else None,
         versions=_versions(),
@@ -174,10 +175,10 @@ def _run_block(
             path = stage.activation_file(index + 1, reference=True)
             following_reference = write_activations(path, advance(job, original_block, reference))
     tensors: dict[str, torch.Tensor] = {}
-    for path, quantized in result.quantized.items():
-        tensors |= encode(prefix + path, quantized)
-    for path, scale in result.input_scales.items():
-        tensors[f"{prefix}{path}.input_scale"] = scale
+    for linear, quantized in result.quantized.items():
+        tensors |= encode(prefix + linear, quantized)
+    for linear, scale in result.input_scales.items():
+        tensors[f"{prefix}{linear}.input_scale"] = scale
     for name, tensor in changed_norms(block, original, set(result.quantized)).items():
         tensors[prefix + name] = tensor
     stage.commit_block(index, tensors, _report(result))
@@ -223,7 +224,7 @@ def _first_streams(
     calibration: CalibrationSet | None,
     corrected: bool,
 ) -> Streams:
-    """Return the hidden states in front of block `done`: embedded now, or as a former run left them."""
+    """Return the hidden states in front of block `done`: embedded now, or left by a former run."""
     finished = done >= runner.layout.n_blocks
     if calibration is None or (finished and not stage.activation_file(done).exists()):
         return None, None

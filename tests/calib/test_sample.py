@@ -37,7 +37,12 @@ def _encode(document: Document) -> list[int]:
 
 def _build(**changes: Any) -> CalibrationSet:
     options: dict[str, Any] = {
-        "bos": 2, "n_samples": 8, "seq_len": 64, "mix": {"tg": 0.75, "en": 0.25}, "seed": 0, "name": "t",
+        "bos": 2,
+        "n_samples": 8,
+        "seq_len": 64,
+        "mix": {"tg": 0.75, "en": 0.25},
+        "seed": 0,
+        "name": "t",
     } | changes
     documents = {language: _documents(language, 40) for language in ("tg", "en")}
     return build_calibration(documents, _encode, **options)
@@ -64,15 +69,26 @@ def test_too_little_text_says_how_much_there_is() -> None:
 
 def test_text_in_another_language_is_refused() -> None:
     russian = [_document("Это русский текст, который не подходит для таджикской модели, и всё.")]
-    with pytest.raises(CalibrationError, match=r"no calibration text in 'tg' is left \(language:ru 1\)"):
+    with pytest.raises(
+        CalibrationError, match=r"no calibration text in 'tg' is left \(language:ru 1\)"
+    ):
         build_calibration(
-            {"tg": russian}, _encode, bos=2, n_samples=1, seq_len=16, mix={"tg": 1}, seed=0, name="t"
+            {"tg": russian},
+            _encode,
+            bos=2,
+            n_samples=1,
+            seq_len=16,
+            mix={"tg": 1},
+            seed=0,
+            name="t",
         )
 
 
 def test_exact_and_near_duplicates_are_dropped() -> None:
     base = "Дар ин ҷо як матни дароз ҳаст, ки бояд танҳо як бор ба маҷмӯа дарояд ва на бештар аз он"
-    filtered = filter_documents([_document(base), _document(base + "  "), _document(base + " охир")], "tg")
+    filtered = filter_documents(
+        [_document(base), _document(base + "  "), _document(base + " охир")], "tg"
+    )
     assert len(filtered.documents) == 1
     assert filtered.dropped == {"duplicate": 1, "near duplicate": 1}
 
@@ -87,7 +103,9 @@ def test_kinds_take_turns() -> None:
     st.dictionaries(st.sampled_from(["tg", "en", "ru"]), st.floats(0.01, 5), min_size=1),
     st.integers(1, 300),
 )
-def test_shares_add_up_and_stay_within_one_of_the_exact_value(mix: dict[str, float], n: int) -> None:
+def test_shares_add_up_and_stay_within_one_of_the_exact_value(
+    mix: dict[str, float], n: int
+) -> None:
     counts = share_windows(mix, n)
     assert sum(counts.values()) == n
     for language, count in counts.items():

@@ -26,7 +26,9 @@ def test_dequantize_equals_the_definition(symmetric: bool, group: int | None) ->
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="need"):
-        QuantizedTensor(torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 1), None, QuantArgs(group_size=32))
+        QuantizedTensor(
+            torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 1), None, QuantArgs(group_size=32)
+        )
 
 
 def test_round_int_picks_the_nearest_code() -> None:

@@ -15,7 +15,9 @@ def test_unknown_scheme_names_the_known_ones() -> None:
 
 def test_group_size_that_does_not_divide_says_what_to_do() -> None:
     args = QuantArgs(group_size=128)
-    with pytest.raises(SchemeError, match=r"6944 is not divisible by group_size 128; use --group-size 32"):
+    with pytest.raises(
+        SchemeError, match=r"6944 is not divisible by group_size 128; use --group-size 32"
+    ):
         args.check_shape("model.layers.3.mlp.down_proj", (640, 6944))
     args.check_shape("model.layers.3.mlp.down_proj", (640, 1152))
 

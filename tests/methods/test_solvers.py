@@ -87,7 +87,9 @@ def test_descent_ends_where_no_single_code_can_improve() -> None:
     best = [objective(weight[n : n + 1], hessian, _row(end, n)) for n in range(3)]
     for n, k, change in itertools.product(range(3), range(32), (-1, 1)):
         codes = end.codes.clone()
-        codes[n, k] = (int(codes[n, k]) + change) if -8 <= int(codes[n, k]) + change <= 7 else codes[n, k]
+        codes[n, k] = (
+            (int(codes[n, k]) + change) if -8 <= int(codes[n, k]) + change <= 7 else codes[n, k]
+        )
         moved = QuantizedTensor(codes, end.scales, end.zeros, end.args)
         assert objective(weight[n : n + 1], hessian, _row(moved, n)) >= best[n] * (1 - 1e-4)
 
@@ -107,7 +109,11 @@ def test_refit_scales_solves_the_least_squares_problem() -> None:
     factor = torch.linalg.cholesky(hessian.double(), upper=True)
     for n in range(4):
         columns = torch.stack(
-            [factor[:, g * 32 : (g + 1) * 32] @ start.codes[n, g * 32 : (g + 1) * 32].double() for g in range(2)], 1
+            [
+                factor[:, g * 32 : (g + 1) * 32] @ start.codes[n, g * 32 : (g + 1) * 32].double()
+                for g in range(2)
+            ],
+            1,
         )
         want = torch.linalg.lstsq(columns, factor @ weight[n].double()).solution
         torch.testing.assert_close(fitted.scales[n].double(), want, rtol=2e-3, atol=1e-5)
@@ -148,7 +154,9 @@ def test_searched_ranges_never_lose_to_the_full_range(args: QuantArgs) -> None:
     weight[:, 7] *= 6
     importance = hessian.diagonal()
     full = Grid(*minmax_ranges(weight, args), args, (24, 96)).encode(weight).dequantize()
-    best = Grid(*search_ranges(weight, args, importance), args, (24, 96)).encode(weight).dequantize()
+    best = (
+        Grid(*search_ranges(weight, args, importance), args, (24, 96)).encode(weight).dequantize()
+    )
     before = ((full - weight) ** 2 * importance).view(24, -1, 32).sum(-1)
     after = ((best - weight) ** 2 * importance).view(24, -1, 32).sum(-1)
     assert (after <= before * (1 + 1e-5)).all()

@@ -35,7 +35,9 @@ def test_block_by_block_equals_the_whole_model(model_type: str, tmp_path: Path) 
 
 
 def test_unknown_architecture_names_what_is_supported() -> None:
-    with pytest.raises(CheckpointError, match="'mamba' is not supported; supported: gemma3, .*qwen3"):
+    with pytest.raises(
+        CheckpointError, match="'mamba' is not supported; supported: gemma3, .*qwen3"
+    ):
         find_layout({"model_type": "mamba"}, set())
 
 

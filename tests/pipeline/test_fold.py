@@ -22,7 +22,9 @@ def _block(tmp_path: Path, model_type: str) -> tuple[DecoderRunner, nn.Module]:
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         layout = find_layout(tiny_config(model_type), set(file.keys()))
         prefix = layout.block(1) + "."
-        tensors = {n[len(prefix) :]: file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}
+        tensors = {
+            n[len(prefix) :]: file.get_tensor(n) for n in file.keys() if n.startswith(prefix)
+        }
     runner = DecoderRunner(layout)
     return runner, runner.build_block(1, tensors)
 
@@ -43,7 +45,9 @@ def test_folding_alone_keeps_the_block_function(
     fold_block_(
         block, lambda b: runner.run_block(b, 1, x), architecture, schemes, torch.bfloat16, 32
     )
-    changed = [n for n, p in block.named_parameters() if n in norms and not torch.equal(p, norms[n])]
+    changed = [
+        n for n, p in block.named_parameters() if n in norms and not torch.equal(p, norms[n])
+    ]
     assert len(changed) == 2
     for name, parameter in block.named_parameters():
         if name in norms:

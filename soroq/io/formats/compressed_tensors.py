@@ -126,13 +126,15 @@ def parse_config(config: Mapping[str, Any]) -> list[tuple[list[str], QuantArgs, 
 
 def _parse(raw: Mapping[str, Any]) -> QuantArgs:
     strategy = raw["strategy"]
-    structure = raw.get("block_structure")
+    block = None
+    if strategy == "block":
+        block = (int(raw["block_structure"][0]), int(raw["block_structure"][1]))
     return QuantArgs(
         dtype="float" if raw["type"] == "float" else "int",
         bits=int(raw["num_bits"]),
         group_size=int(raw["group_size"]) if strategy == "group" else None,
         symmetric=bool(raw["symmetric"]),
-        block=(int(structure[0]), int(structure[1])) if strategy == "block" else None,
+        block=block,
         dynamic=bool(raw.get("dynamic")),
     )
 
