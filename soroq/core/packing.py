@@ -29,7 +29,8 @@ def unpack_rows(words: torch.Tensor, bits: int, K: int) -> torch.Tensor:
     """Invert `pack_rows`: int32 (N, ⌈K / P⌉) to signed codes int8 (N, K)."""
     shifts = torch.arange(0, 32, bits, device=words.device)
     unsigned = (words.to(torch.int64)[..., None] >> shifts) & (2**bits - 1)
-    return (unsigned.flatten(1)[:, :K] - 2 ** (bits - 1)).to(torch.int8)
+    signed: torch.Tensor = unsigned.flatten(1)[:, :K] - 2 ** (bits - 1)
+    return signed.to(torch.int8)
 
 
 def pack_columns(zeros: torch.Tensor, bits: int) -> torch.Tensor:

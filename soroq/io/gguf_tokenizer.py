@@ -3,8 +3,8 @@
 `tokenizer.ggml.model` 'llama' is SentencePiece BPE (Gemma 3): merges are not stored, but follow
 from the vocabulary and its scores: every split of a token into two known tokens is a merge, ranked
 by the token's score; user-defined tokens come first. 'gpt2' is byte-level BPE with its merges
-(Qwen, Llama 3). transformers' own conversion makes a Unigram model of Gemma's and splits '▁cat' into '▁c',
-'at'.
+(Qwen, Llama 3). transformers' own conversion makes a Unigram model of Gemma's and splits '▁cat'
+into '▁c', 'at'.
 """
 
 import json
