@@ -9,7 +9,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.soroq-setup
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 TORCH_INDEX ?=
 
 # On Linux a plain `torch` may resolve to the CUDA build, several GB: ask for +cpu by name.

@@ -1,6 +1,4 @@
-"""Settings for all tests: one torch thread a worker, no hypothesis deadlines, gpu tests skipped."""
-
-import os
+"""Settings for all tests: one torch thread, no hypothesis deadlines, gpu tests skipped."""
 
 import pytest
 import torch
@@ -10,8 +8,7 @@ from hypothesis import settings
 settings.register_profile("soroq", deadline=None)
 settings.load_profile("soroq")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

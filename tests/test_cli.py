@@ -1,0 +1,114 @@
+"""The command line: what it prints, and that bad input is one line and exit code 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from soroq import cli
+from soroq.models.tiny import write_tiny_model
+
+TEXT = "ва дар ки аз ба бо ин он аст барои мактаб китоб хонандагон рӯз шаҳр кӯҳ об ҷавон қалам. "
+
+
+def _soroq(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["soroq", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("cli") / "base", hidden_size=128)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    words = TEXT.split()
+    passages = [" ".join(words[i % 19 :] + words[: i % 7]) for i in range(60)]
+    path = tmp_path / "tajik.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{i} {p}"}) for i, p in enumerate(passages)))
+    return path
+
+
+def test_quantize_check_inspect_and_generate_work_together(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    arguments = ["quantize", base, "--scheme", "int4-gptq", "--group-size", "32", "-o", out]
+    calibration = ["--calib", text, "--samples", "8", "--seq-len", "64"]
+    assert _soroq(monkeypatch, *arguments, *calibration) == 0
+    capsys.readouterr()
+    check = ["--text", f"tg={text}", "--windows", "3", "--seq-len", "64", "--json"]
+    assert _soroq(monkeypatch, "check", base, out, *check) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["tg"]["n_tokens"] == 3 * 63
+    assert document["tg"]["kl"] > 0
+    assert _soroq(monkeypatch, "inspect", out, "--json") == 0
+    described = json.loads(capsys.readouterr().out)
+    assert len(described["layers"]) == 21
+    assert _soroq(monkeypatch, "generate", out, "-p", "дар", "-n", "4") == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_dry_run_names_every_module_and_touches_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _soroq(
+        monkeypatch, "quantize", base, "--group-size", "32", "--skip", "*.0.mlp.*", "--dry-run",
+        "--json",
+    ) == 0  # fmt: skip
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["modules"]) == 21
+    assert sum(m["scheme"] is None for m in plan["modules"]) == 3
+    assert plan["output_bytes"] < plan["source_bytes"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_calib_build_writes_a_set_that_quantize_takes(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "set.calib"
+    assert _soroq(
+        monkeypatch, "calib", "build", made, "--model", base, "--text", f"tg={text}", "--samples",
+        "8", "--seq-len", "64",
+    ) == 0  # fmt: skip
+    out = tmp_path / "out"
+    assert _soroq(
+        monkeypatch, "quantize", base, "--scheme", "int4-awq", "--group-size", "32", "--calib",
+        made, "--samples", "8", "--seq-len", "64", "-o", out,
+    ) == 0  # fmt: skip
+    assert json.loads((out / "soroq.json").read_text())["calibration"]["name"] == "set.calib"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quantize", "BASE", "--scheme", "int4-akq"], "unknown scheme 'int4-akq'; known: fp8"),
+        (["quantize", "BASE", "--group-size", "48"], "group size '48' is not 32, 64, 128 or row"),
+        (["quantize", "nowhere"], "'nowhere' is not a local directory"),
+        (["quantize", "BASE", "--embed", "int3"], "--embed 'int3' is not int8, int4 or none"),
+        (["quantize", "BASE", "--override", "x"], "override 'x' is not"),
+        (["quantize", "BASE", "--skip", "*.nothing"], "pattern '*.nothing' matches no module"),
+        (["quantize", "BASE", "--mix", "tg"], "mix 'tg' is not like tg=0.8,en=0.2"),
+        (["quantize", "BASE", "--samples", "100000"], "windows of 512 tokens, 60000 were asked"),
+        (["quantize", "BASE", "--calib", "no.txt"], "does not exist"),
+        (["check", "BASE", "nowhere"], "'nowhere' is not a local directory"),
+        (["inspect", "README"], "'README' is not a local directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, base: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    changed = [str(base) if a == "BASE" else a for a in arguments]
+    assert _soroq(monkeypatch, *changed) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("soroq: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not any(path.name.endswith("partial") for path in tmp_path.iterdir())
