@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a gate failed, 2 bad input (one line says what to do), 130 interrupted.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,10 +32,11 @@ def options(
     threads: Annotated[int | None, typer.Option(help="CPU threads to use.", min=1)] = None,
 ) -> None:
     _STATE["debug"] = debug
-    _STATE["threads"] = threads
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # torch, loaded later, starts that many
 
 
-_STATE: dict[str, object] = {"debug": False, "threads": None}
+_STATE = {"debug": False}
 
 
 @app.command()
@@ -182,9 +184,6 @@ def main() -> None:
             raise
         print(f"soroq: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("soroq: interrupted; go on with the same command and --resume", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _quantize(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
         s and s.needs_calibration for _, s in recipe.overrides
     ):
         calibration = _calibration(request, recipe)
-    with console.block_progress() as listen:
+    with _say_how_to_resume(out), console.block_progress() as listen:
         quantize(
             request.model,
             out,
@@ -125,6 +126,20 @@ def _quantize(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
             resume=request.resume,
             listen=listen,
         )
+
+
+@contextmanager
+def _say_how_to_resume(out: Path) -> Iterator[None]:
+    """Tell, when the user interrupts, what was kept; the exit code is then 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"soroq: interrupted; finished blocks are in {out}.partial, "
+            "go on with the same command and --resume",
+            file=sys.stderr,
+        )
+        raise
 
 
 def _calibration(request: QuantizeRequest, recipe: Recipe) -> CalibrationSet:

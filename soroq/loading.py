@@ -6,6 +6,7 @@
 Only the text decoder of a multimodal checkpoint is built.
 """
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -165,11 +166,12 @@ def load_tokenizer(source: str | Path) -> Any:
     """Return the tokenizer beside a checkpoint. Raises CheckpointError when there is none."""
     from transformers import AutoTokenizer
 
-    directory = Path(open_checkpoint(source).path)
-    if directory.is_file():
-        raise CheckpointError(
-            f"{directory} is a GGUF; convert it once to a directory that has a tokenizer"
-        )
+    checkpoint = open_checkpoint(source)
+    directory = Path(checkpoint.path)
+    if directory.is_file():  # a GGUF carries its tokenizer inside
+        with tempfile.TemporaryDirectory() as temporary:
+            checkpoint.copy_side_files(Path(temporary))
+            return AutoTokenizer.from_pretrained(temporary, local_files_only=True)
     if not any((directory / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
         raise CheckpointError(f"{directory} has no tokenizer.json; copy it from the original model")
     try:

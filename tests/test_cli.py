@@ -112,3 +112,23 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(lines) == 1
     assert message in lines[0]
     assert not any(path.name.endswith("partial") for path in tmp_path.iterdir())
+
+
+def test_interrupt_says_how_to_resume_and_resuming_finishes(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from soroq.pipeline import run
+
+    out = tmp_path / "out"
+    arguments = ["quantize", base, "--scheme", "int4-rtn", "--group-size", "32", "-o", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_output", _interrupt)
+        assert _soroq(monkeypatch, *arguments) == 130
+    assert "go on with the same command and --resume" in capsys.readouterr().err
+    assert _soroq(monkeypatch, *arguments) == 2
+    assert _soroq(monkeypatch, *arguments, "--resume") == 0
+    assert (out / "model.safetensors").is_file()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

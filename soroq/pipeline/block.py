@@ -161,8 +161,8 @@ def norm_weight(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     optimized for, and the norm then takes their size away.
     """
     with torch.no_grad():
-        y = module(x)
-    return 1.0 / (y**2).mean(-1).clamp_min(1e-12)
+        y: torch.Tensor = module(x)
+    return (y**2).mean(-1).clamp_min(1e-12).reciprocal()
 
 
 def input_of(job: BlockJob, block: nn.Module, path: str, x: torch.Tensor) -> torch.Tensor:

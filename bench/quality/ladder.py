@@ -1,0 +1,125 @@
+"""The ladder: every scheme and every peer against the original, on the same tokens, in one run.
+
+    python -m soroq.bench.quality.ladder gemma3-270m --work ladder --windows 16 \
+        --text tg=valid.jsonl --text en=valid-en.jsonl --scheme int4 --scheme int4-rtn \
+        --peer llmcompressor-gptq=peers/gptq
+
+A scheme is a directory of that name under --work, made by `soroq quantize`; a peer is one written
+by `bench/peers/run_peer.py`. One record a model and text goes to bench/records; `--table` prints
+the newest records as Markdown and measures nothing.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from soroq.bench.quality.divergence import Outputs, compare, run_model
+from soroq.bench.quality.windows import make_windows, read_texts
+from soroq.bench.record import append_record, read_records
+
+BENCH = "quality-ladder"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run every model once, compare each with the original."""
+    from soroq.calib.dataset import ids_sha256
+    from soroq.loading import load, load_tokenizer
+
+    tokenizer = load_tokenizer(options.base)
+    texts = dict(pair.split("=", 1) for pair in options.text)
+    ids = {
+        name: make_windows(
+            read_texts(Path(path)),
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
+            bos=tokenizer.bos_token_id,
+            limit=options.windows,
+        )
+        for name, path in texts.items()
+    }
+    models = {"bfloat16": Path(options.base)}
+    for scheme in options.scheme:
+        models[scheme] = options.work / scheme
+    models |= {f"peer:{n}": Path(p) for n, p in (pair.split("=", 1) for pair in options.peer)}
+    base: dict[str, Outputs] = {}
+    for name, path in models.items():
+        print(f"running {name}", flush=True)
+        model = load(str(path), packed=False)
+        outputs = {text: run_model(model, rows) for text, rows in ids.items()}
+        del model
+        base = base or outputs
+        for text, rows in ids.items():
+            result = compare(base[text], outputs[text], rows)
+            facts = asdict(result) | {"perplexity": result.perplexity}
+            append_record(
+                BENCH,
+                {"model": name, "text": text, "set_sha256": ids_sha256(rows)}
+                | facts
+                | _facts(path),
+            )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Return size, time, memory and calibration of a model directory, as far as it says."""
+    facts: dict[str, Any] = {}
+    if path.is_dir():
+        facts["model_bytes"] = sum(f.stat().st_size for f in path.glob("*.safetensors"))
+    for file in ("soroq-run.json", "peer.json"):
+        if (path / file).is_file():
+            run_facts = json.loads((path / file).read_text())
+            facts |= {key: run_facts[key] for key in ("seconds", "peak_rss_bytes")}
+    if (path / "soroq.json").is_file():
+        manifest = json.loads((path / "soroq.json").read_text())
+        facts["source_sha256"] = manifest["source_sha256"]
+        facts["recipe"] = manifest["recipe"]
+        if manifest["calibration"]:
+            facts["calibration_sha256"] = manifest["calibration"]["sha256"]
+    return facts
+
+
+def table() -> str:
+    """Return the newest record of every model and text as a Markdown table."""
+    newest: dict[str, dict[str, dict[str, Any]]] = {}
+    for record in read_records(BENCH):
+        newest.setdefault(record["model"], {})[record["text"]] = record
+    texts = sorted({text for rows in newest.values() for text in rows}, reverse=True)
+    head = ["model", *(f"{t} {c}" for t in texts for c in ("ppl", "ΔNLL", "KL", "top-1"))]
+    lines = [[*head, "MB", "s", "GB peak"]]
+    for model, rows in newest.items():
+        cells = [model]
+        for text in texts:
+            r = rows.get(text)
+            if r is None:
+                cells += [""] * 4
+                continue
+            cells += [f"{r['perplexity']:.2f}", f"{r['delta_nll']:.3f} ± {r['delta_nll_se']:.3f}"]
+            cells += [f"{r['kl']:.3f}", f"{r['top1']:.3f}"]
+        any_row = next(iter(rows.values()))
+        for key, scale in (("model_bytes", 1e6), ("seconds", 1), ("peak_rss_bytes", 1e9)):
+            digits = 2 if scale == 1e9 else 0
+            cells.append(f"{any_row[key] / scale:.{digits}f}" if key in any_row else "")
+        lines.append(cells)
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", nargs="?", default="gemma3-270m")
+    parser.add_argument("--work", type=Path, default=Path("ladder"))
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--text", action="append", default=[])
+    parser.add_argument("--scheme", action="append", default=[])
+    parser.add_argument("--peer", action="append", default=[])
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        print(table())
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Benchmark records: one JSON line a measurement, appended, with what it takes to repeat it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def device_name() -> str:
+    """Return a directory name for this machine: architecture and its widest vector unit."""
+    flags = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        flags = next((ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("flags")), "")
+    for flag in ("avx512_bf16", "avx512f", "avx2"):
+        if f" {flag}" in flags:
+            return f"cpu-{platform.machine()}-{flag}"
+    return f"cpu-{platform.machine()}"
+
+
+def append_record(bench: str, values: dict[str, Any]) -> Path:
+    """Append one measurement to records/<device>/<bench>.jsonl; return the file.
+
+    Commit, command, time, versions and threads are added to `values`.
+    """
+    import torch
+    import transformers
+
+    path = RECORDS / device_name() / f"{bench}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "bench": bench,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": device_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
+        **values,
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_records(bench: str) -> list[dict[str, Any]]:
+    """Return all records of a benchmark, oldest first within each device."""
+    records: list[dict[str, Any]] = []
+    for path in sorted(RECORDS.glob(f"*/{bench}.jsonl")):
+        records += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return records
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+    return done.stdout.strip()
