@@ -164,7 +164,7 @@ def calib_build(
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out")] = Path("demo-out"),
     scheme: str = "int4-awq",
-    samples: Annotated[int, typer.Option(min=1)] = 24,
+    samples: Annotated[int, typer.Option(min=1)] = 16,
     windows: Annotated[int, typer.Option(min=1)] = 4,
 ) -> None:
     """Quantize the real Gemma 3 270M, measure it in Tajik and English, let it speak."""
