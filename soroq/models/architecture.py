@@ -31,8 +31,6 @@ class Architecture:
     linear_groups: linears that read the same input, in the order in which they are quantized.
     norm_offset: RMSNorm multiplies by (norm_offset + w): 1 for Gemma, 0 elsewhere.
     text_prefixes: where the decoder's tensors may start, the longest first.
-    normed_outputs: linears whose output goes through an RMSNorm before anything else, so that an
-    error counts relative to the size of its own token's output.
     """
 
     model_types: tuple[str, ...]
@@ -40,7 +38,6 @@ class Architecture:
     edges: tuple[Edge, ...]
     norm_offset: float
     text_prefixes: tuple[str, ...] = ("model.",)
-    normed_outputs: tuple[str, ...] = ()
 
     @property
     def linears(self) -> tuple[str, ...]:

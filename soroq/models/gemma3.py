@@ -12,6 +12,5 @@ GEMMA3 = Architecture(
     linear_groups=LLAMA_GROUPS,
     edges=decoder_edges("pre_feedforward_layernorm"),
     norm_offset=1.0,
-    normed_outputs=("self_attn.o_proj", "mlp.down_proj"),
     text_prefixes=("model.language_model.", "language_model.model.", "model."),
 )

@@ -143,26 +143,13 @@ def collect_stats(
         other = None
         if reference is not None and others is not None:
             other = input_of(job, reference, path, next(others))
-        weight = torch.ones(seen.shape[:-1])
+        weight = None
         if job.token_weight is not None:
             weight = job.token_weight[start : start + x.shape[0]]
-        if path in job.runner.layout.architecture.normed_outputs:
-            weight = weight * norm_weight(module, seen if other is None else other)
         stats.update_(seen, other, weight)
         start += x.shape[0]
     stats.check_finite(f"{job.name}.{path}")
     return stats
-
-
-def norm_weight(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return 1 / mean(y²) per token of y = module(x), (…): what an RMSNorm behind it divides by.
-
-    Without it a few tokens with giant outputs (BOS in Gemma) decide alone what the layer is
-    optimized for, and the norm then takes their size away.
-    """
-    with torch.no_grad():
-        y: torch.Tensor = module(x)
-    return (y**2).mean(-1).clamp_min(1e-12).reciprocal()
 
 
 def input_of(job: BlockJob, block: nn.Module, path: str, x: torch.Tensor) -> torch.Tensor:
