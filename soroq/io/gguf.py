@@ -7,6 +7,7 @@ layout). Expansion is done by the `gguf` package.
 
 import math
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,8 @@ def make_config(
             "architectures": [class_name],
             "model_type": model_type,
             "dtype": "bfloat16",
+            # without it transformers warns that the tokenizer might be an old Mistral one
+            "transformers_version": version("transformers"),
             "hidden_size": hidden,
             "intermediate_size": int(get("feed_forward_length")),
             "num_hidden_layers": n_blocks,

@@ -12,7 +12,7 @@ nothing. (3) α = 0 keeps the weights as they are, and wins unless another is be
 
 import torch
 
-ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)
 SCALE_LIMIT = 8.0
 
 

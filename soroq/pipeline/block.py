@@ -29,7 +29,7 @@ from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile
 from soroq.pipeline.fold import FoldReport, fold_block_
 
-FOLD_SAMPLES = 4
+FOLD_SAMPLES = 2
 Say = Callable[[str], None]
 
 
