@@ -18,7 +18,7 @@ from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
 
-DEFAULT_MIX = {"tg": 0.6, "en": 0.4}
+DEFAULT_MIX = {"tg": 0.7, "en": 0.3}
 _EMBED = {
     "none": None,
     "int8": QuantArgs(bits=8, group_size=64),

