@@ -61,7 +61,7 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32, packed: bool
             _replace_embedding(model, weight, dtype, packed, state)
         else:
             _replace(model, target, weight, bias, activation, scale, dtype, packed)
-    _tie_head(model, state, layout.text_config)
+    _tie_head(state)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     wanted = [n for n in missing if not _belongs_to_packed(model, n)]
     if wanted or unexpected:
@@ -143,7 +143,7 @@ def _replace_embedding(
     model.lm_head = shared
 
 
-def _tie_head(model: Any, state: dict[str, torch.Tensor], config: Any) -> None:
+def _tie_head(state: dict[str, torch.Tensor]) -> None:
     if "lm_head.weight" not in state and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
 
