@@ -94,7 +94,7 @@ def test_calib_build_writes_a_set_that_quantize_takes(
         (["quantize", "BASE", "--override", "x"], "override 'x' is not"),
         (["quantize", "BASE", "--skip", "*.nothing"], "pattern '*.nothing' matches no module"),
         (["quantize", "BASE", "--mix", "tg"], "mix 'tg' is not like tg=0.8,en=0.2"),
-        (["quantize", "BASE", "--samples", "100000"], "windows of 512 tokens, 60000 were asked"),
+        (["quantize", "BASE", "--samples", "100000"], "windows of 512 tokens, 70000 were asked"),
         (["quantize", "BASE", "--calib", "no.txt"], "does not exist"),
         (["check", "BASE", "nowhere"], "'nowhere' is not a local directory"),
         (["inspect", "README"], "'README' is not a local directory"),
