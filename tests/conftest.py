@@ -1,4 +1,4 @@
-"""Settings for all tests: one torch thread, no hypothesis deadlines, gpu tests skipped."""
+"""Settings for all tests: one torch thread, no hypothesis deadlines, fixed seeds, gpu tests skipped."""
 
 import pytest
 import torch
@@ -9,6 +9,12 @@ settings.register_profile("soroq", deadline=None)
 settings.load_profile("soroq")
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers in every run: a failure can be repeated."""
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
