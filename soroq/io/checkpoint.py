@@ -4,6 +4,7 @@ checkpoint = open_checkpoint("gemma3-270m")
 checkpoint.info("model.norm.weight"), checkpoint.load("model.norm.weight")
 """
 
+import fnmatch
 import hashlib
 import json
 import shutil
@@ -29,10 +30,10 @@ SIDE_FILES = (
     "generation_config.json",
     "chat_template*",
     "*processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "*erms*.html",
-)
+    "license*",
+    "notice*",
+    "*terms*",
+)  # matched without regard to case
 
 
 class Checkpoint(ABC):
@@ -97,11 +98,10 @@ class Checkpoint(ABC):
 
     def copy_side_files(self, out: Path) -> None:
         """Copy tokenizer, generation config, chat template and licence files to `out`."""
-        directory = self.path if self.path.is_dir() else self.path.parent
-        if self.path.is_dir():
-            for pattern in SIDE_FILES:
-                for file in sorted(directory.glob(pattern)):
-                    shutil.copyfile(file, out / file.name)
+        for file in sorted(self.path.iterdir()):
+            wanted = any(fnmatch.fnmatchcase(file.name.lower(), p) for p in SIDE_FILES)
+            if wanted and file.is_file():
+                shutil.copyfile(file, out / file.name)
 
 
 class DirectoryCheckpoint(Checkpoint):

@@ -41,7 +41,7 @@ TOP_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-IGNORED = ("rope_freqs.weight",)
+ROPE_FACTORS = "rope_freqs.weight"
 ARCHITECTURES = {
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
     "llama": ("llama", "LlamaForCausalLM"),
@@ -68,8 +68,6 @@ class GgufCheckpoint(Checkpoint):
         self._tensors: dict[str, GgufTensor] = {}
         size = path.stat().st_size
         for tensor in self.header.tensors.values():
-            if tensor.name in IGNORED:
-                continue
             sizes = gguf.GGML_QUANT_SIZES
             try:
                 kind = gguf.GGMLQuantizationType(tensor.ggml_type)
@@ -86,8 +84,13 @@ class GgufCheckpoint(Checkpoint):
                 raise CheckpointError(
                     f"{path}: truncated: {tensor.name} ends at byte {end}, the file has {size}"
                 )
-            self._tensors[translate(tensor.name, self.architecture, path)] = tensor
-        self.config = make_config(self.header.metadata, self._tensors, path)
+            inner = tensor.name
+            if inner != ROPE_FACTORS:
+                inner = translate(tensor.name, self.architecture, path)
+            self._tensors[inner] = tensor
+        factors = self._expand(ROPE_FACTORS, 0, None) if ROPE_FACTORS in self._tensors else None
+        self._tensors.pop(ROPE_FACTORS, None)
+        self.config = make_config(self.header.metadata, self._tensors, path, factors)
 
     def names(self) -> list[str]:
         return sorted(self._tensors)
@@ -102,6 +105,13 @@ class GgufCheckpoint(Checkpoint):
         return self._expand(name, 0, None)
 
     def _load_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        shape = self._tensors[name].shape
+        if len(shape) != 2:
+            raise CheckpointError(f"{name}: shape {shape} is not a matrix")
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < shape[0]:
+            raise CheckpointError(
+                f"{name}: rows {int(rows.min())} to {int(rows.max())} asked for, it has {shape[0]}"
+            )
         unique, inverse = rows.unique(return_inverse=True)
         return torch.cat([self._expand(name, int(row), 1) for row in unique])[inverse]
 
@@ -120,6 +130,8 @@ class GgufCheckpoint(Checkpoint):
         with self.path.open("rb") as file:
             file.seek(self.header.data_start + tensor.offset + first * row_bytes)
             raw = file.read(n_rows * row_bytes)
+        if len(raw) != n_rows * row_bytes:
+            raise CheckpointError(f"{self.path}: shrank while it was read")
         values = gguf.dequantize(
             numpy.frombuffer(raw, numpy.uint8).reshape(n_rows, row_bytes), kind
         )
@@ -130,7 +142,7 @@ class GgufCheckpoint(Checkpoint):
             weight = weight - 1
         if self.architecture == "llama" and count is None:
             weight = self._undo_rotary_order(tensor.name, weight)
-        return weight.to(torch.bfloat16)
+        return weight if name == ROPE_FACTORS else weight.to(torch.bfloat16)
 
     def _undo_rotary_order(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Put q and k rows back: llama.cpp interleaves the two halves of each head."""
@@ -164,11 +176,14 @@ def translate(name: str, architecture: str, path: Path) -> str:
 
 
 def make_config(
-    metadata: dict[str, Any], tensors: dict[str, GgufTensor], path: Path
+    metadata: dict[str, Any],
+    tensors: dict[str, GgufTensor],
+    path: Path,
+    rope_factors: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Return the config.json that a GGUF's metadata describes.
 
-    Raises CheckpointError when a needed key is missing.
+    rope_factors (head_dim / 2,): the file's rope_freqs.weight, if it has one. Raises CheckpointError when a needed key is missing.
     """
     architecture = str(metadata["general.architecture"])
     model_type, class_name = ARCHITECTURES[architecture]
@@ -202,7 +217,12 @@ def make_config(
             "tie_word_embeddings": "lm_head.weight" not in tensors,
         }
         theta = float(get("rope.freq_base", 1e6 if architecture == "gemma3" else 1e4))
-    except (TypeError, ValueError, KeyError) as error:
+        rope = rope_parameters(metadata, architecture, theta, path)
+        if rope_factors is not None:
+            rope = llama3_rope(rope_factors, theta, config, path)
+        if not 0 < n_blocks <= len(tensors):
+            raise ValueError(f"block_count {n_blocks} with {len(tensors)} tensors")
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise CheckpointError(f"{path}: unusable metadata: {error!r}") from error
     for field in ("bos", "eos", "pad"):
         name = "padding" if field == "pad" else field
@@ -219,10 +239,68 @@ def make_config(
                 "sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(n_blocks)
             ],
             "rope_parameters": {
-                "full_attention": {"rope_theta": theta, "rope_type": "default"},
+                "full_attention": rope,  # scaling is for the blocks with full attention only
                 "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
             },
         }
     else:
-        config["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+        config["rope_parameters"] = rope
     return config
+
+
+def rope_parameters(
+    metadata: dict[str, Any], architecture: str, theta: float, path: Path
+) -> dict[str, Any]:
+    """Return transformers' rope_parameters for a GGUF's `rope.scaling` keys.
+
+    Raises CheckpointError for a kind of scaling that is not carried over: dropping it would change
+    the model without a word.
+    """
+    prefix = f"{architecture}.rope.scaling."
+    kind = metadata.get(prefix + "type", "none")
+    if kind == "none":
+        return {"rope_theta": theta, "rope_type": "default"}
+    if kind not in ("linear", "yarn"):
+        raise CheckpointError(
+            f"{path}: rotary scaling {kind!r} is not supported; linear and yarn are"
+        )
+    rope: dict[str, Any] = {
+        "rope_theta": theta,
+        "rope_type": kind,
+        "factor": float(metadata[prefix + "factor"]),
+    }
+    if kind == "yarn":
+        original = metadata[prefix + "original_context_length"]
+        rope["original_max_position_embeddings"] = int(original)
+    return rope
+
+
+def llama3_rope(
+    factors: torch.Tensor, theta: float, config: dict[str, Any], path: Path
+) -> dict[str, Any]:
+    """Return the rope_parameters of Llama 3.1's scaling from the factors llama.cpp stores for it.
+
+    The four constants are not in the file: the published ones are tried and the factors computed
+    from them must equal those stored, else CheckpointError.
+    """
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    head_dim = int(config["head_dim"])
+    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    rope = {
+        "rope_theta": theta,
+        "rope_type": "llama3",
+        "factor": round(float(factors.max()), 4),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    asked = LlamaConfig(head_dim=head_dim, rope_parameters=rope)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](asked, torch.device("cpu"))
+    if factors.shape != plain.shape or not torch.allclose(plain / scaled, factors, rtol=1e-3):
+        raise CheckpointError(
+            f"{path}: its rope_freqs are not those of Llama 3.1; convert it from the original "
+            "Hugging Face checkpoint instead"
+        )
+    return rope

@@ -76,14 +76,19 @@ class SafetensorsFile:
             raise CheckpointError(f"{name}: shape {entry.info.shape} is not a matrix")
         count, width = entry.info.shape
         if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < count:
-            raise CheckpointError(f"{name}: row {int(rows.max())} asked for, it has {count}")
+            raise CheckpointError(
+                f"{name}: rows {int(rows.min())} to {int(rows.max())} asked for, it has {count}"
+            )
         size = width * entry.info.dtype.itemsize
         unique, inverse = rows.unique(return_inverse=True)
         raw = bytearray(len(unique) * size)
         with self.path.open("rb") as file:
             for position, row in enumerate(unique.tolist()):
                 file.seek(entry.offset + row * size)
-                raw[position * size : (position + 1) * size] = file.read(size)
+                piece = file.read(size)
+                if len(piece) != size:
+                    raise CheckpointError(f"{self.path}: shrank while it was read")
+                raw[position * size : (position + 1) * size] = piece
         return _tensor(raw, entry.info.dtype).view(len(unique), width)[inverse]
 
     def _read(self, offset: int, size: int) -> bytearray:

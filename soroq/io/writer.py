@@ -64,6 +64,14 @@ class _Pending:
     info: TensorInfo
     load: Callable[[], torch.Tensor]
 
+    def check(self, name: str, tensor: torch.Tensor) -> None:
+        """Raise OutputError unless the tensor is what the header, already written, says."""
+        if tuple(tensor.shape) != self.info.shape or tensor.dtype != self.info.dtype:
+            raise OutputError(
+                f"{name}: promised as {self.info.shape} {self.info.dtype}, loaded as "
+                f"{tuple(tensor.shape)} {tensor.dtype}; was the source changed meanwhile?"
+            )
+
 
 class ShardedWriter:
     """Write tensors to model*.safetensors in `directory`, one shard's names at a time in memory.
@@ -79,6 +87,7 @@ class ShardedWriter:
         self._pending_bytes = 0
         self._shards: list[tuple[Path, list[str]]] = []
         self._total = 0
+        self._names: set[str] = set()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Add a tensor that is in memory."""
@@ -86,7 +95,15 @@ class ShardedWriter:
         self.add_lazy(name, info, lambda: tensor)
 
     def add_lazy(self, name: str, info: TensorInfo, load: Callable[[], torch.Tensor]) -> None:
-        """Add a tensor that `load` will give when its shard is written."""
+        """Add a tensor that `load` will give when its shard is written.
+
+        Raises OutputError for a dtype that safetensors can't hold or a name given twice.
+        """
+        if info.dtype not in NAMES:
+            raise OutputError(f"{name}: safetensors has no dtype for {info.dtype}")
+        if name in self._names:
+            raise OutputError(f"{name} is written twice")
+        self._names.add(name)
         if self._pending and self._pending_bytes + info.nbytes > self._limit:
             self._flush()
         self._pending[name] = _Pending(info, load)
@@ -131,8 +148,9 @@ class ShardedWriter:
         try:
             with path.open("wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
-                for pending in self._pending.values():
+                for name, pending in self._pending.items():
                     tensor = pending.load().contiguous()
+                    pending.check(name, tensor)
                     file.write(tensor.flatten().view(torch.uint8).numpy().data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -19,15 +19,21 @@ def find_layout(config: dict[str, Any], names: Collection[str]) -> DecoderLayout
     Raises CheckpointError for an architecture not in ARCHITECTURES or tensors that are missing.
     """
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise CheckpointError(
             f"model_type {model_type!r} is not supported; supported: "
             f"{', '.join(sorted(ARCHITECTURES))}"
         )
     arch = ARCHITECTURES[model_type]
     text = config.get("text_config", config)
-    if "num_hidden_layers" not in text:
-        raise CheckpointError("config.json has no num_hidden_layers; the file is incomplete")
+    if not isinstance(text, dict):
+        raise CheckpointError(f"config.json: text_config is {text!r}, not an object")
+    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+        if not isinstance(text.get(key), int) or text[key] < 1:
+            raise CheckpointError(
+                f"config.json: {key} is {text.get(key)!r}, not a positive number; the file is "
+                "incomplete"
+            )
     for prefix in arch.text_prefixes:
         embedding = f"{prefix}embed_tokens.weight"
         if embedding in names or embedding + "_packed" in names:

@@ -120,7 +120,7 @@ def build_skeleton(text_config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = dict(text_config)
-    model_type = values.pop("model_type")
+    model_type = values.pop("model_type", None)
     values.pop("quantization_config", None)
     values.pop("dtype", None)
     values.pop("torch_dtype", None)
@@ -128,8 +128,9 @@ def build_skeleton(text_config: Mapping[str, Any]) -> Any:
         config = AutoConfig.for_model(model_type, **values)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a wrong value makes transformers or torch stumble over
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"config.json does not describe a {model_type} model: {error}"
+            f"config.json does not describe a {model_type} model: {reason}"
         ) from error
     return model.eval()
