@@ -1,4 +1,4 @@
-"""Settings for all tests: one torch thread, no hypothesis deadlines, fixed seeds, gpu tests skipped."""
+"""Settings for all tests: one torch thread, fixed seeds, no deadlines, gpu tests skipped."""
 
 import pytest
 import torch

@@ -183,7 +183,8 @@ def make_config(
 ) -> dict[str, Any]:
     """Return the config.json that a GGUF's metadata describes.
 
-    rope_factors (head_dim / 2,): the file's rope_freqs.weight, if it has one. Raises CheckpointError when a needed key is missing.
+    rope_factors (head_dim / 2,): the file's rope_freqs.weight, if it has one. Raises
+    CheckpointError when a needed key is missing.
     """
     architecture = str(metadata["general.architecture"])
     model_type, class_name = ARCHITECTURES[architecture]
