@@ -74,7 +74,7 @@ def quantization_config(
     if embed is not None:
         formats.add(PACK)
         config_groups["group_embedding"] = {
-            "targets": [embedding.removesuffix(".weight")],
+            "targets": spellings([embedding.removesuffix(".weight")]),
             "weights": _arguments(embed, activation=False),
             "input_activations": None,
             "output_activations": None,
@@ -82,7 +82,7 @@ def quantization_config(
         }
     for index, ((weight, activation, layout), modules) in enumerate(ordered):
         config_groups[f"group_{index}"] = {
-            "targets": ["Linear"] if len(ordered) == 1 else sorted(modules),
+            "targets": ["Linear"] if len(ordered) == 1 else spellings(sorted(modules)),
             "weights": _arguments(weight, activation=False),
             "input_activations": _arguments(activation, activation=True) if activation else None,
             "output_activations": None,
@@ -93,10 +93,26 @@ def quantization_config(
         "quantization_status": "compressed",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "config_groups": config_groups,
-        "ignore": ignore,
+        "ignore": spellings(ignore),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
+
+
+def spellings(modules: list[str]) -> list[str]:
+    """Return module names in every spelling that readers use.
+
+    A multimodal Gemma 3 is stored, and built by vLLM, as language_model.model.…, and built by
+    transformers 5 as model.language_model.…: a name in one spelling only would be overlooked.
+    """
+    stored, built = "language_model.model.", "model.language_model."
+    names = []
+    for name in modules:
+        names.append(name)
+        for one, other in ((stored, built), (built, stored)):
+            if name.startswith(one):
+                names.append(other + name.removeprefix(one))
+    return names
 
 
 def parse_config(config: Mapping[str, Any]) -> list[tuple[list[str], QuantArgs, QuantArgs | None]]:
