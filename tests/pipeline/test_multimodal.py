@@ -50,7 +50,9 @@ def _calibration() -> CalibrationSet:
     return CalibrationSet(ids, ("tg",) * 16, manifest)
 
 
-@pytest.mark.parametrize("override", [(), ("*layers.0.mlp.*:fp8-rtn", "*layers.1.self_attn.*:skip")])
+@pytest.mark.parametrize(
+    "override", [(), ("*layers.0.mlp.*:fp8-rtn", "*layers.1.self_attn.*:skip")]
+)
 def test_only_the_decoder_changes_and_transformers_sees_and_reads(
     override: tuple[str, ...], base: Path, tmp_path: Path
 ) -> None:
