@@ -67,6 +67,12 @@ def quantize(
     seq_len: Annotated[int, typer.Option(help="Tokens in a window.", min=8)] = 512,
     seed: int = 0,
     damp: Annotated[float, typer.Option(help="GPTQ damping, share of the mean diagonal.")] = 0.01,
+    distill: Annotated[
+        bool | None,
+        typer.Option(
+            "--distill/--no-distill", help="Tune scales and norms at the end; see `soroq schemes`."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
@@ -92,6 +98,7 @@ def quantize(
             seq_len,
             seed,
             damp,
+            distill,
             dry_run,
             resume,
             json_out,

@@ -44,6 +44,7 @@ class QuantizeRequest:
     seq_len: int
     seed: int
     damp: float
+    distill: bool | None
     dry_run: bool
     resume: bool
     json_out: bool
@@ -62,8 +63,13 @@ class QuantizeRequest:
         if not 0 < self.damp <= 1:
             raise SchemeError(f"--damp {self.damp} is not in (0, 1]")
         overrides = [(pattern, None) for pattern in self.skips]
+        scheme = get_scheme(self.scheme, group_size=group, symmetric=self.symmetric)
+        if self.distill is not None:
+            if self.distill and scheme.weight.dtype == "float":
+                raise SchemeError(f"{scheme.name} has no integer groups to tune; drop --distill")
+            scheme = replace(scheme, distilled=self.distill)
         return Recipe(
-            scheme=get_scheme(self.scheme, group_size=group, symmetric=self.symmetric),
+            scheme=scheme,
             overrides=(*overrides, *(parse_override(text) for text in self.overrides)),
             embed=_EMBED[self.embed],
             damp_ratio=self.damp,
@@ -432,6 +438,7 @@ def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
         512,
         0,
         0.01,
+        None,
         False,
         out.with_name(out.name + ".partial").exists(),
         False,

@@ -18,9 +18,9 @@ err = Console(stderr=True)
 
 @contextmanager
 def block_progress() -> Iterator["Listener"]:
-    """Yield a listener that shows blocks done, the module at work and the time left."""
+    """Yield a listener that shows what is done, the module at work and the time left."""
     columns = (
-        TextColumn("block {task.completed:>3}/{task.total}"),
+        TextColumn("{task.fields[unit]} {task.completed:>3}/{task.total}"),
         BarColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -28,15 +28,23 @@ def block_progress() -> Iterator["Listener"]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        last = -1
+        task = bar.add_task("", total=None, unit="block")
+        last = ("", -1)
 
         def listen(step: "Step") -> None:
             nonlocal last
-            bar.update(task, completed=step.done, total=step.total, description=step.module)
-            if not err.is_terminal and step.done != last:
-                err.print(f"block {step.done}/{step.total} {step.module}", highlight=False)
-                last = step.done
+            if step.unit != last[0]:  # another kind of work: its time left is counted anew
+                bar.reset(task)
+            bar.update(
+                task,
+                completed=step.done,
+                total=step.total,
+                description=step.module,
+                unit=step.unit,
+            )
+            if not err.is_terminal and (step.unit, step.done) != last:
+                err.print(f"{step.unit} {step.done}/{step.total} {step.module}", highlight=False)
+            last = (step.unit, step.done)
 
         yield listen
 

@@ -19,7 +19,8 @@ RUN = "soroq-run.json"
 class Manifest:
     """Everything that decided the bytes of an output, and each layer's error.
 
-    layers: module, scheme, method, bits_per_weight, error, error_rtn (see LayerReport).
+    layers: module, scheme, method, bits_per_weight, error, error_rtn (see LayerReport), before
+    distillation. distilled: what distillation gained (see DistillReport), None without.
     """
 
     soroq_version: str
@@ -33,6 +34,7 @@ class Manifest:
     source_bytes: int
     output_bytes: int
     quality: dict[str, Any] = field(default_factory=dict)
+    distilled: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False) + "\n"

@@ -17,13 +17,17 @@ class Recipe:
 
     overrides: (glob on module names, scheme or None to leave the module alone), first match wins.
     embed: numbers of the tied embedding and head, None to keep them as they are.
+    distill_epochs, distill_rate: passes over the calibration text, and the learning rate of the
+    relative change of a scale, when the scheme is distilled.
     """
 
     scheme: Scheme
     overrides: tuple[tuple[str, Scheme | None], ...] = ()
     embed: QuantArgs | None = None
     damp_ratio: float = 0.01
-    target_ridge: float = 0.02
+    target_ridge: float = 1.0
+    distill_epochs: float = 1.0
+    distill_rate: float = 5e-4
     seed: int = 0
     n_samples: int = 128
     seq_len: int = 512
@@ -52,6 +56,8 @@ def recipe_from_json(text: str) -> Recipe:
             embed=_args(raw["embed"]),
             damp_ratio=float(raw["damp_ratio"]),
             target_ridge=float(raw["target_ridge"]),
+            distill_epochs=float(raw["distill_epochs"]),
+            distill_rate=float(raw["distill_rate"]),
             seed=int(raw["seed"]),
             n_samples=int(raw["n_samples"]),
             seq_len=int(raw["seq_len"]),

@@ -99,6 +99,8 @@ class Scheme:
 
     corrected: each linear aims for the output that the unquantized model gives, making up for the
     error of the quantized layers before it (`soroq.methods.target`).
+    distilled: at the end, scales and norms are tuned together towards the original model's
+    next-token distribution (`soroq.methods.distill`).
     """
 
     name: str
@@ -109,6 +111,7 @@ class Scheme:
     activation: QuantArgs | None = None
     folds: tuple[str, ...] = ()
     corrected: bool = False
+    distilled: bool = False
 
     def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise SchemeError when a weight of this shape, or its input, can't be quantized so."""
@@ -124,6 +127,7 @@ class Scheme:
     def needs_calibration(self) -> bool:
         return (
             bool(self.folds)
+            or self.distilled
             or self.method != "rtn"
             or (self.activation is not None and not self.activation.dynamic)
         )

@@ -20,11 +20,12 @@ SCHEMES: dict[str, Scheme] = {
     for s in (
         Scheme(
             "int4",
-            "the best known: corrected targets, GPTQ, then codes and scales refined",
+            "the best known: corrected targets, GPTQ, codes refined, then scales distilled",
             _INT4,
             "gptq-refined",
             _PACK,
             corrected=True,
+            distilled=True,
         ),
         Scheme("int4-rtn", "round to nearest; no calibration", _INT4, "rtn", _PACK),
         Scheme("int4-gptq", "GPTQ with importance-weighted ranges", _INT4, "gptq", _PACK),

@@ -47,13 +47,11 @@ class DecoderRunner:
         out: torch.Tensor = module(index)
         return out
 
-    def final_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return what the head gets for hidden states x (…, hidden) behind the last block."""
-        module = copy.deepcopy(self._decoder.norm)
+    def build_final_norm(self, weight: torch.Tensor) -> nn.Module:
+        """Return the norm between the last block and the head, in float32."""
+        module: nn.Module = copy.deepcopy(self._decoder.norm)
         module.weight = nn.Parameter(weight.float(), requires_grad=False)
-        with torch.no_grad():
-            out: torch.Tensor = module(x)
-        return out
+        return module
 
     def build_block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """Return block `index` in float32, filled with tensors named relative to the block."""

@@ -5,7 +5,7 @@ and a run that is killed goes on from the last boundary it finished.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -37,14 +37,17 @@ class ActivationFile:
     def head(self, n: int) -> torch.Tensor:
         """Return n of the samples, spread evenly, float32 (n, seq_len, hidden)."""
         n = min(n, self.n)
-        picks = [i * self.n // n for i in range(n)]
+        return self.rows([i * self.n // n for i in range(n)])
+
+    def rows(self, picks: Sequence[int]) -> torch.Tensor:
+        """Return the samples with these numbers, float32 (len(picks), seq_len, hidden)."""
         size = self.seq_len * self.hidden * 2
-        rows = []
+        found = []
         with self.path.open("rb") as file:
             for pick in picks:
                 file.seek(pick * size)
-                rows.append(torch.frombuffer(bytearray(file.read(size)), dtype=torch.bfloat16))
-        return torch.stack(rows).view(n, self.seq_len, self.hidden).float()
+                found.append(torch.frombuffer(bytearray(file.read(size)), dtype=torch.bfloat16))
+        return torch.stack(found).view(len(picks), self.seq_len, self.hidden).float()
 
 
 def write_activations(path: Path, batches: Iterator[torch.Tensor]) -> ActivationFile:

@@ -69,7 +69,7 @@ class BlockJob:
     """Everything that quantizing block `index` needs.
 
     inputs: what the quantized blocks before it give; reference_inputs: what the original ones give,
-    None unless a scheme corrects its targets.
+    None unless a scheme corrects its targets or the result is distilled.
     """
 
     runner: DecoderRunner
@@ -120,7 +120,8 @@ def quantize_block_(
         stats = None
         if job.inputs is not None and any(s.needs_calibration for _, s in wanted):
             say(f"{wanted[0][0]} input")
-            stats = collect_stats(job, block, reference, wanted[0][0])
+            corrected = any(s.corrected for _, s in wanted)
+            stats = collect_stats(job, block, reference if corrected else None, wanted[0][0])
         for path, scheme in wanted:
             say(path)
             _quantize_linear_(job, block, path, scheme, stats, result)

@@ -69,7 +69,8 @@ def head_hessian(
 ) -> torch.Tensor:
     """Return Σ hhᵀ / mean diag + I (K, K) over the final norm's outputs h."""
     total = torch.zeros(runner.hidden_size, runner.hidden_size)
+    norm = runner.build_final_norm(norm_weight)
     for x in outputs.batches(8):
-        h = runner.final_norm(x, norm_weight)[:, 1:].reshape(-1, runner.hidden_size)
+        h = norm(x)[:, 1:].reshape(-1, runner.hidden_size)
         total.addmm_(h.t(), h)
     return total / total.diagonal().mean() + torch.eye(runner.hidden_size)

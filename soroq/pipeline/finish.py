@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from soroq.core.recipe import Recipe
@@ -45,18 +46,22 @@ def write_output(
                     writer.add(part, embedding.get_tensor(part))
         elif not name.startswith(f"{layout.prefix}layers."):
             _copy(writer, checkpoint, name)
+    tuned: dict[str, torch.Tensor] = {}
+    if stage.distilled() is not None:
+        with safe_open(stage.distilled_file, framework="pt") as file:
+            tuned = {name: file.get_tensor(name) for name in file.keys()}
     layers: list[dict[str, Any]] = []
     folds: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
     for index in range(layout.n_blocks):
         with safe_open(stage.block_file(index), framework="pt") as block:
-            new = set(block.keys())
             prefix = layout.block(index) + "."
+            new = set(block.keys()) | {name for name in tuned if name.startswith(prefix)}
             for name in checkpoint.names():
                 if name.startswith(prefix) and name not in replaced and name not in new:
                     _copy(writer, checkpoint, name)
             for name in sorted(new):
-                writer.add(name, block.get_tensor(name))
+                writer.add(name, tuned[name] if name in tuned else block.get_tensor(name))
         report = stage.report(index)
         for layer in report["layers"]:
             seconds[layer["module"]] = layer.pop("seconds")
@@ -69,7 +74,9 @@ def write_output(
     writer.finish(config, {"format": "pt"})
     checkpoint.copy_side_files(building)
     size = sum(f.stat().st_size for f in building.glob("*.safetensors"))
-    manifest = dataclasses.replace(manifest, layers=layers, folds=folds, output_bytes=size)
+    manifest = dataclasses.replace(
+        manifest, layers=layers, folds=folds, output_bytes=size, distilled=stage.distilled()
+    )
     atomic_write(building / MANIFEST, manifest.to_json().encode())
     atomic_write(building / "README.md", model_card(manifest).encode())
     atomic_write(building / RUN, json.dumps(run | {"layer_seconds": seconds}, indent=2).encode())

@@ -36,7 +36,7 @@ class Plan:
     """All planned modules, and what the run will cost.
 
     flops counts multiply-adds twice; peak_bytes and flops are estimates, output_bytes is exact up
-    to file headers.
+    to file headers. referenced: the original blocks are run beside the quantized ones.
     """
 
     modules: tuple[PlannedModule, ...]
@@ -46,7 +46,7 @@ class Plan:
     peak_bytes: int
     flops: float
     calibrated: bool
-    corrected: bool
+    referenced: bool
 
     @property
     def bits_per_weight(self) -> float:
@@ -60,7 +60,8 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
     """Return the plan. Raises SchemeError for shapes and patterns that don't work."""
     modules: list[PlannedModule] = []
     block_weights = widest = 0
-    calibrated = corrected = False
+    calibrated = False
+    referenced = recipe.scheme.distilled
     for index in range(layout.n_blocks):
         weights = 0
         for path in layout.architecture.linears:
@@ -75,7 +76,7 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
                 stored = scheme.weight.bits_per_weight(shape) * shape[0] * shape[1] / 8
                 modules.append(PlannedModule(name, shape, scheme, round(stored)))
                 calibrated = calibrated or scheme.needs_calibration
-                corrected = corrected or scheme.corrected
+                referenced = referenced or scheme.corrected
                 if scheme.needs_calibration and scheme.method != "clip":
                     widest = max(widest, shape[1])
             weights += info.shape[0] * info.shape[1]
@@ -105,17 +106,20 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
         for m in modules
         if m.scheme and m.scheme.needs_calibration
     )
+    # a step runs each block forward twice and back once, which costs twice a forward
+    tuning = 2.0 * tokens * total_weights * 4 * recipe.distill_epochs * recipe.scheme.distilled
     inputs = {(m.name.rpartition(".")[0], m.shape[1]) for m in modules}
     hessians = sum(2 * tokens * K**2 for _, K in inputs)
+    forward = 2.0 * tokens * total_weights * 2.7 + hessians
     return Plan(
         tuple(modules),
         checkpoint.total_bytes,
         checkpoint.total_bytes - saved,
-        (4 if corrected else 2) * tokens * hidden * 2,
-        500_000_000 + block_weights * (14 if corrected else 10) + STAT_COPIES * widest**2 * 4,
-        (2.0 * tokens * total_weights * 2.7 + hessians) * (2 if corrected else 1) + solver,
+        (4 if referenced else 2) * tokens * hidden * 2,
+        500_000_000 + block_weights * (14 if referenced else 10) + STAT_COPIES * widest**2 * 4,
+        forward * (2 if referenced else 1) + solver + tuning,
         calibrated,
-        corrected,
+        referenced,
     )
 
 

@@ -31,6 +31,7 @@ from soroq.models.registry import find_layout
 from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile, write_activations
 from soroq.pipeline.block import BlockJob, BlockResult, advance, changed_norms, quantize_block_
+from soroq.pipeline.distill import distill
 from soroq.pipeline.embed import quantize_embedding
 from soroq.pipeline.finish import write_output
 from soroq.pipeline.plan import make_plan
@@ -41,15 +42,16 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a run: block `done` of `total`, and the module being worked on."""
+    """One step of a run: `done` of `total` units ("block" or "distill"), and what is being done."""
 
     done: int
     total: int
     module: str
+    unit: str = "block"
 
 
 Listener = Callable[[Progress], None]
-# hidden states behind the quantized blocks, and behind the original ones if targets are corrected
+# hidden states behind the quantized blocks, and behind the original ones if they are wanted
 Streams = tuple[ActivationFile | None, ActivationFile | None]
 
 
@@ -92,10 +94,12 @@ def quantize(
     torch.manual_seed(recipe.seed)
     runner = DecoderRunner(layout)
     done = stage.blocks_done()
-    streams = _first_streams(stage, done, runner, checkpoint, calibration, plan.corrected)
+    streams = _first_streams(stage, done, runner, checkpoint, calibration, plan.referenced)
     weight = _token_weight(calibration, recipe)
     for index in range(done, layout.n_blocks):
         streams = _run_block(stage, index, runner, checkpoint, recipe, streams, weight, listen)
+    if recipe.scheme.distilled and calibration is not None and stage.distilled() is None:
+        _distill(stage, runner, checkpoint, recipe, calibration.ids, listen)
     if recipe.embed is not None and not stage.embedding_file.exists():
         _quantize_embedding(stage, runner, checkpoint, recipe, recipe.embed, streams[0], listen)
     listen(Progress(layout.n_blocks, layout.n_blocks, "writing"))
@@ -171,7 +175,9 @@ def _run_block(
         say("forward")
         path = stage.activation_file(index + 1)
         following = write_activations(path, advance(job, block, activations))
-        if reference is not None and original_block is not None and not last:
+    if reference is not None and original_block is not None:
+        if not last or recipe.scheme.distilled:
+            say("forward of the original")
             path = stage.activation_file(index + 1, reference=True)
             following_reference = write_activations(path, advance(job, original_block, reference))
     tensors: dict[str, torch.Tensor] = {}
@@ -209,6 +215,24 @@ def _quantize_embedding(
     atomic_write(stage.embedding_file, save({k: v.contiguous() for k, v in tensors.items()}))
 
 
+def _distill(
+    stage: Stage,
+    runner: DecoderRunner,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    ids: torch.Tensor,
+    listen: Listener,
+) -> None:
+    path = stage.activation_file(runner.layout.n_blocks, reference=True)
+    reference = ActivationFile(path, ids.shape[0], ids.shape[1], runner.hidden_size)
+
+    def say(done: int, total: int, what: str) -> None:
+        listen(Progress(done, total, what, "distill"))
+
+    tensors, report = distill(stage, checkpoint, runner, recipe, ids, reference, say)
+    stage.commit_distilled(tensors, asdict(report))
+
+
 def _report(result: BlockResult) -> dict[str, Any]:
     return {
         "layers": [asdict(layer) for layer in result.layers],
@@ -222,7 +246,7 @@ def _first_streams(
     runner: DecoderRunner,
     checkpoint: Checkpoint,
     calibration: CalibrationSet | None,
-    corrected: bool,
+    referenced: bool,
 ) -> Streams:
     """Return the hidden states in front of block `done`: embedded now, or left by a former run."""
     finished = done >= runner.layout.n_blocks
@@ -238,7 +262,7 @@ def _first_streams(
         write_activations(stage.activation_file(0), embedded())
     shape = (n, seq_len, runner.hidden_size)
     activations = ActivationFile(stage.activation_file(done), *shape)
-    if not corrected or finished:
+    if not referenced or finished:
         return activations, None
     return activations, ActivationFile(stage.activation_file(done, reference=True), *shape)
 

@@ -2,6 +2,8 @@
 
     job.json              what is being done; a resumed run must ask for the same
     block-00007.safetensors, block-00007.json    one finished block; the json is written last
+    distill.pt            distillation under way
+    distilled.safetensors, distilled.json   what it changed; the json is written last
     acts-00008.bin        the hidden states in front of block 8; reference-00008.bin: those of the
                           unquantized model
 
@@ -66,6 +68,14 @@ class Stage:
     def embedding_file(self) -> Path:
         return self.path / "embedding.safetensors"
 
+    @property
+    def distill_state(self) -> Path:
+        return self.path / "distill.pt"
+
+    @property
+    def distilled_file(self) -> Path:
+        return self.path / "distilled.safetensors"
+
     def blocks_done(self) -> int:
         """Return how many leading blocks are finished."""
         index = 0
@@ -77,16 +87,30 @@ class Stage:
         self, index: int, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]
     ) -> None:
         """Store a finished block; the activations in front of it are no longer needed."""
+        self._commit(self.block_file(index), tensors, report)
+        self.activation_file(index).unlink(missing_ok=True)
+        self.activation_file(index, reference=True).unlink(missing_ok=True)
+
+    def commit_distilled(
+        self, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]
+    ) -> None:
+        """Store what distillation changed, by full names."""
+        self._commit(self.distilled_file, tensors, report)
+        self.distill_state.unlink(missing_ok=True)
+
+    def distilled(self) -> dict[str, Any] | None:
+        """Return the report of a finished distillation, None before."""
+        file = self.distilled_file.with_suffix(".json")
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _commit(
+        self, file: Path, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]
+    ) -> None:
         from safetensors.torch import save
 
         contiguous = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-        atomic_write(self.block_file(index), save(contiguous))
-        atomic_write(
-            self.block_file(index).with_suffix(".json"),
-            json.dumps(report, sort_keys=True).encode(),
-        )
-        self.activation_file(index).unlink(missing_ok=True)
-        self.activation_file(index, reference=True).unlink(missing_ok=True)
+        atomic_write(file, save(contiguous))
+        atomic_write(file.with_suffix(".json"), json.dumps(report, sort_keys=True).encode())
 
     def report(self, index: int) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(self.block_file(index).with_suffix(".json").read_text())
