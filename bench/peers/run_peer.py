@@ -1,8 +1,8 @@
 """Run one peer: `python run_peer.py PEER BASE CALIBRATION OUT`, in the peers' environment.
 
 Stands alone (the peers' environment has no soroq): reads token ids from a soroq calibration file,
-quantizes with the peer's own recommended calls, writes dequantized bfloat16 weights to OUT and the
-time and peak memory to OUT/peer.json.
+quantizes with the peer's own recommended calls, writes dequantized bfloat16 weights (FP8: the
+peer's own file) to OUT and the time and peak memory to OUT/peer.json.
 """
 
 import argparse
@@ -168,11 +168,12 @@ def main() -> None:
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     options.out.mkdir(parents=True)
-    save_file(
-        dense_weights(model, options.base), options.out / "model.safetensors", {"format": "pt"}
-    )
-    config = json.loads((options.base / "config.json").read_text())
-    (options.out / "config.json").write_text(json.dumps(config, indent=2))
+    if options.peer.endswith("fp8"):  # stored as float8, so that readers round activations too
+        model.save_pretrained(options.out, save_compressed=True)
+    else:
+        tensors = dense_weights(model, options.base)
+        save_file(tensors, options.out / "model.safetensors", {"format": "pt"})
+        shutil.copy(options.base / "config.json", options.out / "config.json")
     for file in options.base.glob("tokenizer*"):
         shutil.copy(file, options.out / file.name)
     facts = {"peer": options.peer, "seconds": seconds, "peak_rss_bytes": peak, "n": len(ids)}

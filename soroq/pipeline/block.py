@@ -26,6 +26,7 @@ from soroq.methods.ranges import search_float_scales, search_ranges
 from soroq.methods.rtn import quantize_clip, quantize_rtn
 from soroq.methods.target import corrected_weight
 from soroq.models.runner import DecoderRunner
+from soroq.nn.linear import round_activations
 from soroq.pipeline.activations import ActivationFile
 from soroq.pipeline.fold import FoldReport, fold_block_
 
@@ -92,7 +93,8 @@ class BlockJob:
 def quantize_block_(
     job: BlockJob, block: nn.Module, say: Say
 ) -> tuple[BlockResult, nn.Module | None]:
-    """Quantize `block` in place: its linears end up holding the dequantized weights.
+    """Quantize `block` in place: its linears end up holding the dequantized weights, and round
+    their inputs where the scheme does.
 
     `say` is told which module is being worked on. Also returns the folded block before
     quantization, if there are reference inputs.
@@ -120,8 +122,10 @@ def quantize_block_(
         stats = None
         if job.inputs is not None and any(s.needs_calibration for _, s in wanted):
             say(f"{wanted[0][0]} input")
-            corrected = any(s.corrected for _, s in wanted)
-            stats = collect_stats(job, block, reference if corrected else None, wanted[0][0])
+            other = reference if any(s.corrected for _, s in wanted) else None
+            dynamic = {a for _, s in wanted if (a := s.activation) is not None and a.dynamic}
+            rounding = dynamic.pop() if len(dynamic) == 1 else None
+            stats = collect_stats(job, block, other, wanted[0][0], rounding)
         for path, scheme in wanted:
             say(path)
             _quantize_linear_(job, block, path, scheme, stats, result)
@@ -129,9 +133,17 @@ def quantize_block_(
 
 
 def collect_stats(
-    job: BlockJob, block: nn.Module, reference: nn.Module | None, path: str
+    job: BlockJob,
+    block: nn.Module,
+    reference: nn.Module | None,
+    path: str,
+    rounding: QuantArgs | None = None,
 ) -> LayerStats:
-    """Run all calibration activations up to the linear at `path` and sum up its input."""
+    """Run all calibration activations up to the linear at `path` and sum up its input.
+
+    rounding: how the quantized linear will round its input at run time; the sums are of the
+    rounded input, so that the weight makes up for that too.
+    """
     assert job.inputs is not None
     module = block.get_submodule(path)
     stats = LayerStats(int(module.in_features), with_cross=reference is not None)  # type: ignore[arg-type]
@@ -140,7 +152,7 @@ def collect_stats(
         others = job.reference_inputs.batches(job.batch)
     start = 0
     for x in job.inputs.batches(job.batch):
-        seen = input_of(job, block, path, x)
+        seen = round_activations(input_of(job, block, path, x), rounding, None)
         other = None
         if reference is not None and others is not None:
             other = input_of(job, reference, path, next(others))
@@ -202,6 +214,8 @@ def _quantize_linear_(
             scale = stats.act_absmax.max().clamp_min(1e-12) / FP8_MAX
             result.input_scales[path] = scale.reshape(1).to(torch.bfloat16)
     module.weight = nn.Parameter(quantized.dequantize(), requires_grad=False)
+    if scheme.activation is not None:
+        _round_input_(module, scheme.activation, result.input_scales.get(path))
     result.quantized[path] = quantized
     result.layers.append(
         LayerReport(
@@ -214,6 +228,15 @@ def _quantize_linear_(
             time.monotonic() - started,
         )
     )
+
+
+def _round_input_(module: nn.Module, args: QuantArgs, scale: torch.Tensor | None) -> None:
+    """Let a linear round its input as the finished model will: what stands behind it sees that."""
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return round_activations(inputs[0], args, scale), *inputs[1:]
+
+    module.register_forward_pre_hook(hook)
 
 
 def plain(weight: torch.Tensor, args: QuantArgs) -> QuantizedTensor:
