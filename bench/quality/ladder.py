@@ -5,17 +5,19 @@
         --peer llmcompressor-gptq=peers/gptq
 
 A scheme is a directory of that name under --work, made by `soroq quantize`; a peer is one written
-by `bench/peers/run_peer.py`. One record a model and text goes to bench/records; `--table` prints
-the newest records as Markdown and measures nothing.
+by `bench/peers/run_peer.py`. One record a model and text goes to bench/records. `--table` prints
+the last run as Markdown and `--picture FILE.svg` draws it; both measure nothing.
 """
 
 import argparse
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from soroq.bench.quality.divergence import Outputs, compare, run_model
+from soroq.bench.quality.picture import scatter
 from soroq.bench.quality.windows import make_windows, read_texts
 from soroq.bench.record import append_record, read_records
 
@@ -43,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
         models[scheme] = options.work / scheme
     models |= {f"peer:{n}": Path(p) for n, p in (pair.split("=", 1) for pair in options.peer)}
     base: dict[str, Outputs] = {}
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for name, path in models.items():
         print(f"running {name}", flush=True)
         model = load(str(path), packed=False)
@@ -54,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
             facts = asdict(result) | {"perplexity": result.perplexity}
             append_record(
                 BENCH,
-                {"model": name, "text": text, "set_sha256": ids_sha256(rows)}
+                {"run": started, "model": name, "text": text, "set_sha256": ids_sha256(rows)}
                 | facts
                 | _facts(path),
             )
@@ -78,15 +81,23 @@ def _facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def table() -> str:
-    """Return the newest record of every model and text as a Markdown table."""
-    newest: dict[str, dict[str, dict[str, Any]]] = {}
-    for record in read_records(BENCH):
-        newest.setdefault(record["model"], {})[record["text"]] = record
-    texts = sorted({text for rows in newest.values() for text in rows}, reverse=True)
+def last_run() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return model → text → record of the newest run."""
+    records = [record for record in read_records(BENCH) if "run" in record]
+    newest = max((record["run"] for record in records), default="")
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    for record in records:
+        if record["run"] == newest:
+            models.setdefault(record["model"], {})[record["text"]] = record
+    return models
+
+
+def table(models: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return model → text → record as a Markdown table."""
+    texts = sorted({text for rows in models.values() for text in rows}, reverse=True)
     head = ["model", *(f"{t} {c}" for t in texts for c in ("ppl", "ΔNLL", "KL", "top-1"))]
     lines = [[*head, "MB", "s", "GB peak"]]
-    for model, rows in newest.items():
+    for model, rows in models.items():
         cells = [model]
         for text in texts:
             r = rows.get(text)
@@ -104,6 +115,16 @@ def table() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def picture(models: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return an SVG of the losses in Tajik and English of every model but the original."""
+    points = {
+        model: (rows["tg"]["delta_nll"], rows["en"]["delta_nll"])
+        for model, rows in models.items()
+        if model != "bfloat16" and {"tg", "en"} <= rows.keys()
+    }
+    return scatter(points, "Tajik ΔNLL, nats a token", "English ΔNLL, nats a token")
+
+
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -114,9 +135,12 @@ def main() -> None:
     parser.add_argument("--scheme", action="append", default=[])
     parser.add_argument("--peer", action="append", default=[])
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     if options.table:
-        print(table())
+        print(table(last_run()))
+    elif options.picture is not None:
+        options.picture.write_text(picture(last_run()), encoding="utf-8")
     else:
         run(options)
 
