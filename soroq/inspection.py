@@ -61,4 +61,8 @@ def describe(source: str | Path) -> Description:
     if manifest.calibration:
         c = manifest.calibration
         facts.append(("calibration", f"{c['name']}, {c['n']} x {c['seq_len']}, {c['mix']}"))
+    if manifest.distilled:
+        d = manifest.distilled
+        told = f"{d['steps']} steps, divergence {d['kl_before']:.4f} to {d['kl_after']:.4f}"
+        facts.append(("distilled", told + ("" if d["kept"] else "; not kept")))
     return Description(str(checkpoint.path), facts, manifest.layers)

@@ -29,9 +29,10 @@ def read_ids(path: Path) -> torch.Tensor:
 
 
 def load_base(base: Path) -> Any:
+    """Load in float32: the same values, and 7 times as fast on CPUs without bfloat16 units."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
 def llmcompressor(base: Path, ids: torch.Tensor, method: str) -> Any:
@@ -74,7 +75,8 @@ def gptqmodel(base: Path, ids: torch.Tensor) -> Any:
     """GPTQModel's GPTQ, symmetric, groups of 128, as its README does it."""
     from gptqmodel import GPTQModel, QuantizeConfig
 
-    model = GPTQModel.load(str(base), QuantizeConfig(bits=4, group_size=128), device="cpu")
+    config = QuantizeConfig(bits=4, group_size=128)
+    model = GPTQModel.load(str(base), config, device="cpu", dtype=torch.float32)
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in ids]
     model.quantize(rows, batch_size=1)
     return model
@@ -99,6 +101,7 @@ def autoround(base: Path, ids: torch.Tensor) -> Any:
             {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids
         ],
         device_map="cpu",
+        amp=False,  # its default computes in bfloat16, 7 times as slow here
     )
     model, _ = rounder.quantize()
     return model

@@ -13,6 +13,7 @@ CARD = """# {source}, quantized with soroq: {scheme}
 | size on disk | {output_mb:.0f} MB, was {source_mb:.0f} MB |
 | calibration | {calibration} |
 | mean relative output error | {error} |
+| distillation | {distillation} |
 
 ## Open it
 
@@ -37,6 +38,14 @@ def model_card(manifest: Manifest) -> str:
     errors = [layer["error"] for layer in manifest.layers if layer["error"] is not None]
     rounding = [layer["error_rtn"] for layer in manifest.layers if layer["error_rtn"] is not None]
     bits = [layer["bits_per_weight"] for layer in manifest.layers]
+    distillation = "none"
+    if manifest.distilled is not None:
+        d = manifest.distilled
+        distillation = (
+            f"{d['steps']} steps; divergence on held-out calibration windows, in nats a token: "
+            f"{d['kl_before']:.4f} → {d['kl_after']:.4f}"
+            + ("" if d["kept"] else ", so the start was kept")
+        )
     calibration = "none"
     if manifest.calibration is not None:
         c = manifest.calibration
@@ -52,6 +61,7 @@ def model_card(manifest: Manifest) -> str:
         output_mb=manifest.output_bytes / 1e6,
         source_mb=manifest.source_bytes / 1e6,
         calibration=calibration,
+        distillation=distillation,
         error=(
             f"{sum(errors) / len(errors):.5f} (plain rounding: {sum(rounding) / len(rounding):.5f})"
             if errors

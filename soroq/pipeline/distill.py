@@ -29,6 +29,7 @@ from soroq.io.writer import atomic_write
 from soroq.methods.distill import ScaledLinear, divergence, tuned_scales
 from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile
+from soroq.pipeline.plan import RESIDENT_WEIGHTS
 from soroq.pipeline.stage import Stage
 
 BATCH = 2  # windows a step
@@ -36,7 +37,6 @@ WARMUP = 5  # steps
 NORM_RATE = 2.0  # the norms learn this much faster than the scales
 HELD_OUT = 16  # one window of so many is held out
 SAVE_EVERY = 4  # steps between two saved states
-RESIDENT_WEIGHTS = 500_000_000  # decoders with fewer weights stay in memory, one byte a weight
 TOP = 64  # candidates per sampled position
 SAMPLED_WINDOWS = 64
 SAMPLED_POSITIONS = 2048
@@ -52,10 +52,7 @@ class DistillReport:
     candidates: int
     kl_before: float
     kl_after: float
-
-    @property
-    def kept(self) -> bool:
-        return self.kl_after < self.kl_before
+    kept: bool
 
 
 def distill(
@@ -103,8 +100,10 @@ def distill(
             _save(stage.distill_state, student, optimizer, step + 1)
     student.round_()
     listen(steps, steps, "divergence after")
-    report = DistillReport(steps, len(head.weight), before, _evaluate(student, head, ids, held_out))
-    return (student.tensors() if report.kept else {}), report
+    after = _evaluate(student, head, ids, held_out)
+    kept = after < before
+    report = DistillReport(steps, len(head.weight), before, after, kept)
+    return (student.tensors() if kept else {}), report
 
 
 def _order(training: torch.Tensor, steps: int, seed: int) -> list[torch.Tensor]:

@@ -14,6 +14,9 @@ from soroq.core.scheme import Scheme
 from soroq.io.checkpoint import Checkpoint
 from soroq.models.architecture import DecoderLayout
 
+PROCESS_BYTES = 1_200_000_000  # measured: interpreter, libraries, batches of activations
+DISTILL_BYTES = 500_000_000  # measured: logits over the candidates, gradients of one block
+RESIDENT_WEIGHTS = 500_000_000  # smaller decoders stay in memory to be distilled, a byte a weight
 STAT_COPIES = 5  # K × K float32 matrices alive at once in GPTQ: H, permuted, factor, inverse, spare
 
 
@@ -110,13 +113,16 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
     tuning = 2.0 * tokens * total_weights * 4 * recipe.distill_epochs * recipe.scheme.distilled
     inputs = {(m.name.rpartition(".")[0], m.shape[1]) for m in modules}
     hessians = sum(2 * tokens * K**2 for _, K in inputs)
+    peak = PROCESS_BYTES + block_weights * (14 if referenced else 10) + STAT_COPIES * widest**2 * 4
+    if recipe.scheme.distilled:
+        peak += DISTILL_BYTES + (total_weights if total_weights < RESIDENT_WEIGHTS else 0)
     forward = 2.0 * tokens * total_weights * 2.7 + hessians
     return Plan(
         tuple(modules),
         checkpoint.total_bytes,
         checkpoint.total_bytes - saved,
         (4 if referenced else 2) * tokens * hidden * 2,
-        500_000_000 + block_weights * (14 if referenced else 10) + STAT_COPIES * widest**2 * 4,
+        peak,
         forward * (2 if referenced else 1) + solver + tuning,
         calibrated,
         referenced,

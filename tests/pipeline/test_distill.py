@@ -11,6 +11,7 @@ import torch
 from soroq.calib.dataset import CalibrationSet, ids_sha256
 from soroq.core.recipe import Recipe, parse_override
 from soroq.core.schemes import get_scheme
+from soroq.inspection import describe
 from soroq.io.checkpoint import open_checkpoint
 from soroq.loading import load
 from soroq.manifest import read_manifest
@@ -209,6 +210,9 @@ def test_held_out_windows_are_never_trained_on(
     recipe = _recipe(distill_epochs=4.0)
     manifest = read_manifest_of(base, tmp_path / "out", recipe)
     assert manifest.distilled is not None
+    assert f"{manifest.distilled['steps']} steps" in (tmp_path / "out" / "README.md").read_text()
+    told = dict(describe(tmp_path / "out").facts)
+    assert told["distilled"].startswith(f"{manifest.distilled['steps']} steps")
     assert seen == set(range(32)) - {HELD_OUT - 1, 2 * HELD_OUT - 1}
 
 
