@@ -93,8 +93,7 @@ class BlockJob:
 def quantize_block_(
     job: BlockJob, block: nn.Module, say: Say
 ) -> tuple[BlockResult, nn.Module | None]:
-    """Quantize `block` in place: its linears end up holding the dequantized weights, and round
-    their inputs where the scheme does.
+    """Quantize `block` in place: its linears hold dequantized weights and round their inputs.
 
     `say` is told which module is being worked on. Also returns the folded block before
     quantization, if there are reference inputs.
