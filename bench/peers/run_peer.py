@@ -75,11 +75,12 @@ def gptqmodel(base: Path, ids: torch.Tensor) -> Any:
     """GPTQModel's GPTQ, symmetric, groups of 128, as its README does it."""
     from gptqmodel import GPTQModel, QuantizeConfig
 
-    config = QuantizeConfig(bits=4, group_size=128)
+    # kept in memory: what it offloads to disk can't be read back from the finished object
+    config = QuantizeConfig(bits=4, group_size=128, offload_to_disk=False)
     model = GPTQModel.load(str(base), config, device="cpu", dtype=torch.float32)
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in ids]
     model.quantize(rows, batch_size=1)
-    return model
+    return model.model  # the transformers model inside, with packed linears
 
 
 def autoround(base: Path, ids: torch.Tensor) -> Any:
@@ -113,12 +114,14 @@ def hqq(base: Path, ids: torch.Tensor) -> Any:
 
     model = load_base(base)
     config = BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
-    for module in model.model.layers.modules():
+    for module in list(model.model.layers.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.Linear):
+                weight = child.weight
                 quantized = HQQLinear(child, config, compute_dtype=torch.float32, device="cpu")
-                child.weight.data = quantized.dequantize().to(torch.bfloat16)
-                setattr(module, name, child)
+                dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+                dense.weight = torch.nn.Parameter(quantized.dequantize(), requires_grad=False)
+                setattr(module, name, dense)
     return model
 
 
@@ -138,18 +141,17 @@ def dense_weights(model: Any, base: Path) -> dict[str, torch.Tensor]:
     llm-compressor and AutoRound leave fake-quantized dense weights behind; GPTQModel leaves packed
     linears, which are multiplied with the identity.
     """
-    inner = getattr(model, "model", model) if not hasattr(model, "get_input_embeddings") else model
     with safe_open(base / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    state = dict(inner.state_dict())
+    state = dict(model.state_dict())
     for name, original in tensors.items():
         if name in state and state[name].shape == original.shape:
             tensors[name] = state[name].detach().to(torch.bfloat16).contiguous()
         elif name.endswith("_proj.weight"):
-            module = inner.get_submodule(name.removesuffix(".weight"))
-            eye = torch.eye(original.shape[1], dtype=torch.float32)
+            module = model.get_submodule(name.removesuffix(".weight"))
             with torch.no_grad():
-                tensors[name] = module(eye.to(torch.bfloat16)).t().to(torch.bfloat16).contiguous()
+                columns = module(torch.eye(original.shape[1]))
+            tensors[name] = columns.t().to(torch.bfloat16).contiguous()
         else:
             raise SystemExit(f"{name} is not in the peer's model")
     return tensors
