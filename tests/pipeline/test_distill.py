@@ -43,7 +43,8 @@ def _ids(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def _calibration(n: int = 32) -> CalibrationSet:
-    manifest = {"name": "t", "n": n, "seq_len": SEQ_LEN, "sha256": ids_sha256(_ids(n))}
+    facts = {"name": "t", "n": n, "seq_len": SEQ_LEN, "mix": {"tg": 1.0}}
+    manifest = facts | {"sha256": ids_sha256(_ids(n))}
     return CalibrationSet(_ids(n), ("tg",) * n, manifest)
 
 
