@@ -4,10 +4,10 @@ Groups of linears that share an input are taken in the order in which the block 
 is measured behind the already quantized ones, so that later linears see what they will really get.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from soroq.methods.rtn import quantize_clip, quantize_rtn
 from soroq.methods.target import corrected_weight
 from soroq.models.runner import DecoderRunner
 from soroq.nn.linear import round_activations
-from soroq.pipeline.activations import ActivationFile
+from soroq.pipeline.activations import ActivationFile, ActivationWriter
 from soroq.pipeline.fold import FoldReport, fold_block_
 
 FOLD_SAMPLES = 2
@@ -57,12 +57,13 @@ class LayerReport:
 
 @dataclass
 class BlockResult:
-    """Quantized linears by path, tensors that changed by folding, and reports."""
+    """Quantized linears by path, reports, and the original block's output if that was wanted."""
 
     quantized: dict[str, QuantizedTensor] = field(default_factory=dict)
     input_scales: dict[str, torch.Tensor] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
     folds: list[FoldReport] = field(default_factory=list)
+    reference_output: ActivationFile | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class BlockJob:
     """Everything that quantizing block `index` needs.
 
     inputs: what the quantized blocks before it give; reference_inputs: what the original ones give,
-    None unless a scheme corrects its targets or the result is distilled.
+    None unless a scheme corrects its targets or the result is distilled. The original block runs
+    once: spool(path) is where the input of its linear at `path` goes, reference_output where its
+    output goes (None: not wanted).
     """
 
     runner: DecoderRunner
@@ -81,6 +84,8 @@ class BlockJob:
     token_weight: torch.Tensor | None
     batch: int
     norm_dtype: torch.dtype
+    spool: Callable[[str], Path]
+    reference_output: Path | None
 
     @property
     def name(self) -> str:
@@ -90,13 +95,10 @@ class BlockJob:
         return self.recipe.scheme_for(f"{self.name}.{path}")
 
 
-def quantize_block_(
-    job: BlockJob, block: nn.Module, say: Say
-) -> tuple[BlockResult, nn.Module | None]:
+def quantize_block_(job: BlockJob, block: nn.Module, say: Say) -> BlockResult:
     """Quantize `block` in place: its linears hold dequantized weights and round their inputs.
 
-    `say` is told which module is being worked on. Also returns the folded block before
-    quantization, if there are reference inputs.
+    `say` is told which module is being worked on.
     """
     layout = job.runner.layout
     architecture = layout.architecture
@@ -113,52 +115,81 @@ def quantize_block_(
             job.norm_dtype,
             layout.head_dim,
         )
-    reference = copy.deepcopy(block) if job.reference_inputs is not None else None
-    for group in architecture.linear_groups:
-        wanted = [(path, s) for path in group if (s := schemes[path]) is not None]
-        if not wanted:
-            continue
+    groups = [
+        wanted
+        for group in architecture.linear_groups
+        if (wanted := [(path, s) for path in group if (s := schemes[path]) is not None])
+    ]
+    original_inputs: dict[str, ActivationFile] = {}
+    if job.reference_inputs is not None:
+        say("original")
+        paths = [g[0][0] for g in groups if any(s.corrected for _, s in g)]
+        original_inputs, result.reference_output = _run_original(job, block, paths)
+    for wanted in groups:
+        first = wanted[0][0]
         stats = None
         if job.inputs is not None and any(s.needs_calibration for _, s in wanted):
-            say(f"{wanted[0][0]} input")
-            other = reference if any(s.corrected for _, s in wanted) else None
+            say(f"{first} input")
             dynamic = {a for _, s in wanted if (a := s.activation) is not None and a.dynamic}
             rounding = dynamic.pop() if len(dynamic) == 1 else None
-            stats = collect_stats(job, block, other, wanted[0][0], rounding)
+            stats = collect_stats(job, block, original_inputs.get(first), first, rounding)
         for path, scheme in wanted:
             say(path)
             _quantize_linear_(job, block, path, scheme, stats, result)
-    return result, reference
+    return result
+
+
+def _run_original(
+    job: BlockJob, block: nn.Module, paths: list[str]
+) -> tuple[dict[str, ActivationFile], ActivationFile | None]:
+    """Run the block, not yet quantized, on the reference inputs once; keep what is wanted.
+
+    Returns the inputs of the linears at `paths`, in float32 files, and the block's output. Only
+    the folds stand between this block and the original one, and those change nothing.
+    """
+    assert job.reference_inputs is not None
+    writers = {path: ActivationWriter(job.spool(path), torch.float32) for path in paths}
+
+    def keep(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, args: writers[path].write(args[0])
+
+    hooks = [block.get_submodule(p).register_forward_pre_hook(keep(p)) for p in paths]
+    output = ActivationWriter(job.reference_output) if job.reference_output else None
+    try:
+        for y in advance(job, block, job.reference_inputs):
+            if output is not None:
+                output.write(y)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    files = {path: writer.finish() for path, writer in writers.items()}
+    return files, output.finish() if output is not None else None
 
 
 def collect_stats(
     job: BlockJob,
     block: nn.Module,
-    reference: nn.Module | None,
+    original: ActivationFile | None,
     path: str,
     rounding: QuantArgs | None = None,
 ) -> LayerStats:
     """Run all calibration activations up to the linear at `path` and sum up its input.
 
+    original: what that linear gets in the original model, if its targets are to be corrected;
     rounding: how the quantized linear will round its input at run time; the sums are of the
     rounded input, so that the weight makes up for that too.
     """
     assert job.inputs is not None
     module = block.get_submodule(path)
-    stats = LayerStats(int(module.in_features), with_cross=reference is not None)  # type: ignore[arg-type]
-    others: Iterator[torch.Tensor] | None = None
-    if reference is not None and job.reference_inputs is not None:
-        others = job.reference_inputs.batches(job.batch)
+    stats = LayerStats(int(module.in_features), with_cross=original is not None)  # type: ignore[arg-type]
+    others = original.batches(job.batch) if original is not None else None
     start = 0
     for x in job.inputs.batches(job.batch):
         seen = round_activations(input_of(job, block, path, x), rounding, None)
-        other = None
-        if reference is not None and others is not None:
-            other = input_of(job, reference, path, next(others))
         weight = None
         if job.token_weight is not None:
             weight = job.token_weight[start : start + x.shape[0]]
-        stats.update_(seen, other, weight)
+        stats.update_(seen, next(others) if others is not None else None, weight)
         start += x.shape[0]
     stats.check_finite(f"{job.name}.{path}")
     return stats

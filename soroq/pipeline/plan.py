@@ -62,7 +62,7 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> Plan:
     """Return the plan. Raises SchemeError for shapes and patterns that don't work."""
     modules: list[PlannedModule] = []
-    block_weights = widest = 0
+    block_weights = widest = spooled = 0
     calibrated = False
     referenced = recipe.scheme.distilled
     for index in range(layout.n_blocks):
@@ -83,6 +83,7 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
                 if scheme.needs_calibration and scheme.method != "clip":
                     widest = max(widest, shape[1])
             weights += info.shape[0] * info.shape[1]
+        spooled = max(spooled, _spooled_features(checkpoint, layout, recipe, index))
         block_weights = max(block_weights, weights)
     if recipe.embed is not None:
         info = checkpoint.info(layout.embedding)
@@ -113,20 +114,32 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
     tuning = 2.0 * tokens * total_weights * 4 * recipe.distill_epochs * recipe.scheme.distilled
     inputs = {(m.name.rpartition(".")[0], m.shape[1]) for m in modules}
     hessians = sum(2 * tokens * K**2 for _, K in inputs)
-    peak = PROCESS_BYTES + block_weights * (14 if referenced else 10) + STAT_COPIES * widest**2 * 4
+    peak = PROCESS_BYTES + block_weights * 10 + STAT_COPIES * widest**2 * 4
     if recipe.scheme.distilled:
         peak += DISTILL_BYTES + (total_weights if total_weights < RESIDENT_WEIGHTS else 0)
-    forward = 2.0 * tokens * total_weights * 2.7 + hessians
+    forward = 2.0 * tokens * total_weights * (3.7 if referenced else 2.7)
     return Plan(
         tuple(modules),
         checkpoint.total_bytes,
         checkpoint.total_bytes - saved,
-        (4 if referenced else 2) * tokens * hidden * 2,
+        (4 if referenced else 2) * tokens * hidden * 2 + tokens * spooled * 4,
         peak,
-        forward * (2 if referenced else 1) + solver + tuning,
+        forward + hessians * (2 if referenced else 1) + solver + tuning,
         calibrated,
         referenced,
     )
+
+
+def _spooled_features(
+    checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe, index: int
+) -> int:
+    """Return how many input features of one block's linears go to disk, float32 a token."""
+    features = 0
+    for group in layout.architecture.linear_groups:
+        names = [f"{layout.block(index)}.{path}" for path in group]
+        if any((s := recipe.scheme_for(name)) is not None and s.corrected for name in names):
+            features += checkpoint.info(f"{names[0]}.weight").shape[1]
+    return features
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -160,26 +160,34 @@ def _run_block(
     activations, reference = streams
     batch = max(1, BATCH_TOKENS // activations.seq_len) if activations else 1
     norm_dtype = original[layout.architecture.edges[0].source + ".weight"].dtype
-    job = BlockJob(runner, index, recipe, activations, reference, weight, batch, norm_dtype)
+    last = index + 1 == layout.n_blocks
+    reference_output = None
+    if not last or recipe.scheme.distilled:
+        reference_output = stage.activation_file(index + 1, reference=True)
+    job = BlockJob(
+        runner,
+        index,
+        recipe,
+        activations,
+        reference,
+        weight,
+        batch,
+        norm_dtype,
+        stage.original_file,
+        reference_output,
+    )
     block = runner.build_block(index, original)
 
     def say(module: str) -> None:
         listen(Progress(index, layout.n_blocks, f"{layout.block(index)}.{module}"))
 
     say("start")
-    result, original_block = quantize_block_(job, block, say)
+    result = quantize_block_(job, block, say)
     following: ActivationFile | None = None
-    following_reference: ActivationFile | None = None
-    last = index + 1 == layout.n_blocks
     if activations is not None and (not last or needs_outputs(recipe)):
         say("forward")
         path = stage.activation_file(index + 1)
         following = write_activations(path, advance(job, block, activations))
-    if reference is not None and original_block is not None:
-        if not last or recipe.scheme.distilled:
-            say("forward of the original")
-            path = stage.activation_file(index + 1, reference=True)
-            following_reference = write_activations(path, advance(job, original_block, reference))
     tensors: dict[str, torch.Tensor] = {}
     for linear, quantized in result.quantized.items():
         tensors |= encode(prefix + linear, quantized)
@@ -188,7 +196,7 @@ def _run_block(
     for name, tensor in changed_norms(block, original, set(result.quantized)).items():
         tensors[prefix + name] = tensor
     stage.commit_block(index, tensors, _report(result))
-    return following, following_reference
+    return following, result.reference_output
 
 
 def _quantize_embedding(

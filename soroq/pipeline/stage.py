@@ -6,6 +6,7 @@
     distilled.safetensors, distilled.json   what it changed; the json is written last
     acts-00008.bin        the hidden states in front of block 8; reference-00008.bin: those of the
                           unquantized model
+    original-mlp.up_proj.bin  what a linear of the unquantized model gets, for the block under way
 
 A block is done when its json exists. Everything is written under a temporary name and renamed, so
 a kill at any moment leaves only whole files.
@@ -64,6 +65,10 @@ class Stage:
         kind = "reference" if reference and index > 0 else "acts"
         return self.path / f"{kind}-{index:05d}.bin"
 
+    def original_file(self, path: str) -> Path:
+        """Return where the original model's input of a linear of the current block lies."""
+        return self.path / f"original-{path}.bin"
+
     @property
     def embedding_file(self) -> Path:
         return self.path / "embedding.safetensors"
@@ -90,6 +95,8 @@ class Stage:
         self._commit(self.block_file(index), tensors, report)
         self.activation_file(index).unlink(missing_ok=True)
         self.activation_file(index, reference=True).unlink(missing_ok=True)
+        for file in self.path.glob("original-*"):
+            file.unlink()
 
     def commit_distilled(
         self, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]

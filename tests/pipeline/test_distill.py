@@ -12,7 +12,7 @@ from soroq.calib.dataset import CalibrationSet, ids_sha256
 from soroq.core.recipe import Recipe, parse_override
 from soroq.core.schemes import get_scheme
 from soroq.inspection import describe
-from soroq.io.checkpoint import open_checkpoint
+from soroq.io.checkpoint import Checkpoint, open_checkpoint
 from soroq.loading import load
 from soroq.manifest import read_manifest
 from soroq.models.registry import find_layout
@@ -54,8 +54,10 @@ def _recipe(name: str = "int4-rtn", *, distilled: bool = True, **changes: Any) -
     return Recipe(scheme, **(values | changes))  # type: ignore[arg-type]
 
 
-def _staged(base: Path, out: Path, recipe: Recipe) -> Stage:
-    """Return the stage of a run that was stopped when distillation began."""
+def _staged(
+    base: Path, out: Path, recipe: Recipe
+) -> tuple[Stage, Checkpoint, DecoderRunner, ActivationFile]:
+    """Return what `distill` starts from: a run that was stopped when distillation began."""
 
     def stop(progress: Any) -> None:
         if progress.unit == "distill":
@@ -63,7 +65,11 @@ def _staged(base: Path, out: Path, recipe: Recipe) -> Stage:
 
     with pytest.raises(_Stopped):
         quantize(base, out, recipe=recipe, calibration=_calibration(), listen=stop)
-    return Stage(out)
+    stage, checkpoint = Stage(out), open_checkpoint(base)
+    runner = DecoderRunner(find_layout(checkpoint.config, set(checkpoint.names())))
+    path = stage.activation_file(runner.layout.n_blocks, reference=True)
+    reference = ActivationFile(path, *_calibration().ids.shape, runner.hidden_size)
+    return stage, checkpoint, runner, reference
 
 
 def _divergence(quantized: Path, base: Path, ids: torch.Tensor) -> float:
@@ -75,13 +81,9 @@ def _divergence(quantized: Path, base: Path, ids: torch.Tensor) -> float:
 
 def test_gradients_block_by_block_are_those_of_the_whole_model(base: Path, tmp_path: Path) -> None:
     recipe = _recipe()
-    stage = _staged(base, tmp_path / "out", recipe)
-    checkpoint = open_checkpoint(base)
-    layout = find_layout(checkpoint.config, set(checkpoint.names()))
-    runner = DecoderRunner(layout)
+    stage, checkpoint, runner, reference = _staged(base, tmp_path / "out", recipe)
     ids = _calibration().ids
-    path = stage.activation_file(layout.n_blocks, reference=True)
-    head = Head(checkpoint, runner, ids, ActivationFile(path, *ids.shape, runner.hidden_size))
+    head = Head(checkpoint, runner, ids, reference)
     student = Student(stage, checkpoint, runner, recipe)
     rows = torch.tensor([3, 5])
     value = student.accumulate_(ids[rows], lambda x: head.loss(x, rows))
@@ -89,7 +91,7 @@ def test_gradients_block_by_block_are_those_of_the_whole_model(base: Path, tmp_p
     # the same in one graph: the candidates are the whole vocabulary of the tiny model
     model = load(base, packed=False)
     teacher = model.model(input_ids=ids[rows], use_cache=False).last_hidden_state
-    for index in range(layout.n_blocks):
+    for index in range(runner.layout.n_blocks):
         model.model.layers[index] = student.block(index)
     got = {name: p.grad for name, p in (student.deltas | student.norms).items()}
     for parameter in (student.deltas | student.norms).values():
@@ -181,13 +183,8 @@ def test_blocks_read_anew_give_the_same_as_blocks_kept(
 
 def test_a_result_that_does_not_help_is_dropped(base: Path, tmp_path: Path) -> None:
     recipe = _recipe(distill_rate=3.0)  # far too much: scales change sign
-    stage = _staged(base, tmp_path / "out", recipe)
-    checkpoint = open_checkpoint(base)
-    layout = find_layout(checkpoint.config, set(checkpoint.names()))
-    runner = DecoderRunner(layout)
+    stage, checkpoint, runner, reference = _staged(base, tmp_path / "out", recipe)
     ids = _calibration().ids
-    path = stage.activation_file(layout.n_blocks, reference=True)
-    reference = ActivationFile(path, *ids.shape, runner.hidden_size)
     tensors, report = distill(
         stage, checkpoint, runner, recipe, ids, reference, lambda done, total, what: None
     )

@@ -146,6 +146,34 @@ def test_blocks_are_calibrated_on_what_the_finished_model_computes(
         assert float((seen[index + 1] - want).norm()) < 0.005 * float(want.norm()), index
 
 
+def test_targets_aim_at_what_the_original_model_puts_into_each_linear(
+    base: Path, tmp_path: Path
+) -> None:
+    groups = {"self_attn.q_proj": 128, "self_attn.o_proj": 128, "mlp.gate_proj": 128}
+    groups["mlp.down_proj"] = 128
+    seen: dict[str, torch.Tensor] = {}
+
+    def look(progress: Any) -> None:
+        for path, width in groups.items():
+            file = tmp_path / "out.partial" / f"original-{path}.bin"
+            if progress.module.endswith("mlp.down_proj input") and progress.done == 1:
+                flat = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.float32)
+                seen[path] = flat.view(N_SAMPLES, SEQ_LEN, width)
+
+    quantize(
+        base, tmp_path / "out", recipe=_recipe("int4"), calibration=_calibration(), listen=look
+    )
+    model = load(base)
+    for path in groups:
+        got: list[torch.Tensor] = []
+        module = model.model.layers[1].get_submodule(path)
+        hook = module.register_forward_pre_hook(lambda _m, args, got=got: got.append(args[0]))
+        _logits(model, _ids())
+        hook.remove()
+        # hidden states in front of the block are bfloat16 in the file
+        assert float((seen[path] - got[0]).norm()) < 0.01 * float(got[0].norm()), path
+
+
 def test_overrides_and_skips_reach_the_file(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     overrides = (parse_override("*.layers.0.mlp.*:int8"), parse_override("*.layers.1.*:skip"))
