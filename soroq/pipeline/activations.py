@@ -66,7 +66,7 @@ class ActivationWriter:
         self._n += batch.shape[0]
         self._seq_len, self._hidden = batch.shape[1], batch.shape[2]
         stored = batch.detach().to(self._dtype).contiguous()
-        self._file.write(stored.view(torch.uint8).numpy())
+        self._file.write(stored.view(torch.uint8).numpy().data)
 
     def finish(self) -> ActivationFile:
         """Flush, rename and open the file."""
