@@ -98,7 +98,7 @@ def mean_interval(
 def quantile_interval(
     groups: Sequence[Floats], q: float, *, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return the q-quantile of all values, with an interval by resampling whole groups (windows)."""
+    """Return the q-quantile of all values; the interval comes from resampling whole groups."""
     rng = np.random.default_rng(seed)
     estimate = float(np.quantile(np.concatenate(groups), q))
     n = len(groups)

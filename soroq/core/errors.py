@@ -24,6 +24,10 @@ class CalibrationError(SoroqError):
     """Calibration text that is missing, too short or not in the language it claims to be in."""
 
 
+class CheckError(SoroqError):
+    """Evaluation text, items or gates that can't be read or don't fit the models."""
+
+
 class NumericsError(SoroqError):
     """NaN or infinity in a weight, a statistic or a result; the message names the tensor."""
 
