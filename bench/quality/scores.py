@@ -106,6 +106,10 @@ class Scorer:
         parts = [QuantTable(**part) for part in self._parts(folder, eval_set, compute)]
         return join_quant(parts)
 
+    def item_file(self, key: str) -> Path:
+        """Return where this model's scores of a group of items are kept."""
+        return self._cache / self.key[:32] / f"{key}.json"
+
     def _folder(self, kind: str, eval_set: EvalSet) -> Path:
         name = f"{kind}-{TOP}-{TAIL}-{eval_set.sha256[:16]}"
         return self._cache / self.key[:32] / name

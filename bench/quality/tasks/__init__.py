@@ -1,0 +1,1 @@
+"""Benchmarks: items from files, prompts, scores of choices and of free answers."""

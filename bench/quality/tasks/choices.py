@@ -1,0 +1,129 @@
+"""Log-likelihood of every choice of every item, kept in the cache beside the model's other scores.
+
+The context runs once an item; its keys and values are shared by all choices.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from soroq.bench.quality.model import Model
+from soroq.bench.quality.scores import Scorer
+from soroq.bench.quality.tasks.items import Item
+from soroq.bench.quality.tasks.prompts import LETTERS, Prompt, encode_choices, write_context
+from soroq.core.errors import CheckError
+
+PART = 32  # items in a cached part
+MODES = ("text", "letter")
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Nats of each choice's tokens, summed; lengths in characters."""
+
+    item: str
+    answer: int
+    log_likelihood: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether the likeliest choice is the right one."""
+        return _best(self.log_likelihood) == self.answer
+
+    @property
+    def right_normalized(self) -> bool:
+        """The same with log-likelihood a character."""
+        scores = [s / max(n, 1) for s, n in zip(self.log_likelihood, self.lengths, strict=True)]
+        return _best(scores) == self.answer
+
+
+def _best(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
+def score_prompt(model: Model, prompt: Prompt) -> tuple[float, ...]:
+    """Return the summed log-probability of each continuation behind the context."""
+    if any(not continuation for continuation in prompt.continuations):
+        raise CheckError(f"{model.source}: a choice has no tokens of its own")
+    context = torch.tensor([prompt.context])
+    n, longest = len(prompt.continuations), max(len(c) for c in prompt.continuations)
+    ids = torch.zeros(n, longest, dtype=torch.int64)
+    for row, continuation in enumerate(prompt.continuations):
+        ids[row, : len(continuation)] = torch.tensor(continuation)
+    with torch.inference_mode():
+        first = model.network.model(input_ids=context, use_cache=True)
+        hidden = first.last_hidden_state[:, -1:].expand(n, -1, -1)
+        if longest > 1:  # the last token of a continuation predicts nothing that is scored
+            cache = first.past_key_values
+            cache.batch_repeat_interleave(n)
+            more = model.network.model(
+                input_ids=ids[:, :-1], past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            hidden = torch.cat([hidden, more], 1)
+    wanted = torch.tensor([[i < len(c) for i in range(longest)] for c in prompt.continuations])
+    targets = ids[wanted]
+    scores = torch.empty(len(targets))
+    for span, log_p in model.log_probs(hidden[wanted]):
+        scores[span] = log_p.gather(1, targets[span, None])[:, 0]
+    owner = wanted.nonzero()[:, 0]
+    sums = torch.zeros(n, dtype=torch.float64).index_add_(0, owner, scores.double())
+    return tuple(float(s) for s in sums)
+
+
+def score_choices(
+    scorer: Scorer,
+    items: Sequence[Item],
+    *,
+    examples: Sequence[Item] = (),
+    mode: str = "text",
+    name: str = "items",
+    listen: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> list[ChoiceScores]:
+    """Return the scores of all items; finished parts are read from the cache.
+
+    mode: "text" scores the choices' texts, "letter" lists them and scores A, B, C, ….
+    """
+    letters = mode == "letter"
+
+    def compute(item: Item) -> ChoiceScores:
+        context = write_context(item, examples, letters=letters)
+        answers = [LETTERS[i] for i in range(len(item.choices))] if letters else item.choices
+        prompt = encode_choices(context, answers, scorer.model.tokenizer)
+        scores = score_prompt(scorer.model, prompt)
+        return ChoiceScores(item.id, item.answer, scores, prompt.lengths)
+
+    found: list[ChoiceScores] = []
+    for first in range(0, len(items), PART):
+        part = items[first : first + PART]
+        file = scorer.item_file(_key(part, examples, f"choices-{mode}"))
+        if file.exists():
+            rows = json.loads(file.read_text())
+        else:
+            listen(first, len(items), f"{scorer.source} {name}")
+            rows = [asdict(compute(item)) for item in part]
+            write_json(file, rows)
+        found += [
+            ChoiceScores(r["item"], r["answer"], tuple(r["log_likelihood"]), tuple(r["lengths"]))
+            for r in rows
+        ]
+    listen(len(items), len(items), f"{scorer.source} {name}")
+    return found
+
+
+def _key(items: Sequence[Item], examples: Sequence[Item], kind: str) -> str:
+    facts = [kind, [asdict(i) for i in items], [asdict(e) for e in examples]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def write_json(file: Path, document: object) -> None:
+    """Write JSON under a temporary name, then rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,325 @@
+"""Items of benchmarks, and the readers that know how published sets lie on disk.
+
+    items = read_items(Path("talim.jsonl"))        # the reader is found by the field names
+
+JSONL, JSON (a list), CSV, TSV and Parquet are read. A row that fits no reader, or whose answer is
+out of range, is an error that names file and line. Field names: TajLiB, TALIM, TajikMMLU, Belebele,
+SIB-200, FLORES, MMLU, ARC, HellaSwag and GSM8K as their authors publish them; `question`,
+`choices`, `answer` for a set of one's own.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soroq.core.errors import CheckError
+
+Row = Mapping[str, Any]
+SIB_TOPICS = (
+    "science/technology",
+    "travel",
+    "politics",
+    "sports",
+    "health",
+    "entertainment",
+    "geography",
+)
+SIB_TOPICS_TG = (
+    "илм ва технология",
+    "сайёҳат",
+    "сиёсат",
+    "варзиш",
+    "тандурустӣ",
+    "фароғат",
+    "ҷуғрофия",
+)
+_LETTERS = ("ABCDEFGHIJ", "АБВГДЕЖЗИК", "АБСДЕФГҲИЙ")  # Latin, Cyrillic order, Cyrillic look-alike
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    With choices, `answer` is the index of the right one; without, `references` are the right
+    texts and `metric` says how an answer is compared with them: "exact", "number" or "chrf".
+    lead: whether the choices continue `question` itself (HellaSwag), with no "Answer:" between.
+    """
+
+    id: str
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: int = -1
+    references: tuple[str, ...] = ()
+    metric: str = ""
+    passage: str = ""
+    subject: str = ""
+    lead: bool = False
+
+
+def read_items(path: Path) -> list[Item]:
+    """Return all items of a file. Raises CheckError naming file and row."""
+    items = []
+    for where, row in read_rows(path):
+        reader = next((read for wanted, read in READERS if wanted <= row.keys()), None)
+        if reader is None:
+            raise CheckError(
+                f"{where}: fields {', '.join(sorted(row))} are of no known set; a set of one's own "
+                "has question, choices, answer"
+            )
+        try:
+            item = reader(row, where)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise CheckError(f"{where}: {error}") from error
+        if item is not None:
+            items.append(_checked(item, where))
+    if not items:
+        raise CheckError(f"{path} holds no items")
+    return items
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield ("file:line", row) of a JSONL, JSON, CSV, TSV or Parquet file."""
+    if not path.is_file():
+        raise CheckError(f"items {str(path)!r} do not exist")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise CheckError(f"{path}: Parquet needs pyarrow; pip install pyarrow") from error
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:
+            raise CheckError(f"{path}: unreadable Parquet: {error}") from error
+        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckError(f"{path} is not UTF-8: {error}") from error
+    if path.suffix in (".csv", ".tsv"):
+        table = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
+        for row in table:
+            yield f"{path}:{table.line_num}", {k: v for k, v in row.items() if k is not None}
+        return
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise CheckError(f"{path}: not JSON: {error}") from error
+        if not isinstance(rows, list):
+            raise CheckError(f"{path}: not a list of items")
+    elif path.suffix == ".jsonl":
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append((number, json.loads(line)))
+            except ValueError as error:
+                raise CheckError(f"{path}:{number}: not JSON: {error}") from error
+        for number, row in rows:
+            yield f"{path}:{number}", _object(row, f"{path}:{number}")
+        return
+    else:
+        raise CheckError(f"{path}: unknown kind of file; use .jsonl, .json, .csv, .tsv or .parquet")
+    for number, row in enumerate(rows, 1):
+        yield f"{path}:{number}", _object(row, f"{path}:{number}")
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise CheckError(f"{where}: not a JSON object")
+    return row
+
+
+def _checked(item: Item, where: str) -> Item:
+    if not item.question.strip() and not item.passage.strip():
+        raise CheckError(f"{where}: the question is empty")
+    if item.choices:
+        if len(item.choices) < 2:
+            raise CheckError(f"{where}: {len(item.choices)} choice, at least 2 are needed")
+        if any(not choice.strip() for choice in item.choices):
+            raise CheckError(f"{where}: an empty choice among {list(item.choices)!r}")
+        if not 0 <= item.answer < len(item.choices):
+            raise CheckError(
+                f"{where}: answer {item.answer} is not one of the {len(item.choices)} choices"
+            )
+    elif not item.references:
+        raise CheckError(f"{where}: neither choices nor a reference answer")
+    return item
+
+
+def answer_index(given: Any, choices: tuple[str, ...]) -> int:
+    """Return which choice an answer names: an index, a letter (Latin or Cyrillic) or its text.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(given, bool) or given is None:
+        raise ValueError(f"answer {given!r} names no choice")
+    if isinstance(given, int):
+        return given
+    text = str(given).strip()
+    if text in choices:
+        return choices.index(text)
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    letter = re.fullmatch(r"\(?(\w)\)?[.)]?", text.upper())
+    if letter:
+        for letters in _LETTERS:
+            if letter[1] in letters:
+                return letters.index(letter[1])
+    raise ValueError(f"answer {given!r} names no choice of {list(choices)!r}")
+
+
+def is_cyrillic(text: str) -> bool:
+    """Whether most letters are Cyrillic."""
+    letters = [c for c in text if c.isalpha()]
+    return 2 * sum("\u0400" <= c <= "\u04ff" for c in letters) > len(letters)
+
+
+def _text(row: Row, *names: str) -> str:
+    for name in names:
+        if row.get(name) is not None:
+            return str(row[name])
+    return ""
+
+
+def _id(row: Row, where: str) -> str:
+    return _text(row, "id", "number", "index_id", "question_number") or where.rpartition("/")[2]
+
+
+def _own(row: Row, where: str) -> Item:
+    choices = tuple(str(c) for c in row["choices"])
+    return Item(
+        _id(row, where),
+        str(row["question"]),
+        choices,
+        answer_index(row["answer"], choices),
+        passage=_text(row, "passage"),
+        subject=_text(row, "subject"),
+    )
+
+
+def _lettered(row: Row, where: str) -> Item:
+    """TajLiB: question, option_a … option_d, answer."""
+    names = sorted(name for name in row if re.fullmatch(r"option_[a-j]", name))
+    choices = tuple(str(row[n]) for n in names if row[n] not in (None, ""))
+    answer = answer_index(row["answer"], choices)
+    return Item(
+        _id(row, where), str(row["question"]), choices, answer, subject=_text(row, "subject")
+    )
+
+
+def _talim(row: Row, where: str) -> Item | None:
+    """TALIM: options is JSON (a list, or letter → text); free response has none; matching is left
+    out, its answers are pairs."""
+    options = row["options"]
+    if isinstance(options, str) and options.strip():
+        options = json.loads(options)
+    subject = _text(row, "subject", "section", "topic")
+    if "match" in _text(row, "type").lower():
+        return None
+    if not options:
+        answer = str(row["answer"])
+        return Item(_id(row, where), str(row["question"]), (), -1, (answer,), "exact", "", subject)
+    if isinstance(options, dict):
+        letters = [str(key).strip().upper() for key in options]
+        choices = tuple(str(value) for value in options.values())
+        given = str(row["answer"]).strip().upper()
+        index = letters.index(given) if given in letters else answer_index(row["answer"], choices)
+    else:
+        choices = tuple(str(value) for value in options)
+        index = answer_index(row["answer"], choices)
+    return Item(_id(row, where), str(row["question"]), choices, index, subject=subject)
+
+
+def _belebele(row: Row, where: str) -> Item:
+    choices = tuple(str(row[f"mc_answer{i}"]) for i in range(1, 5))
+    return Item(
+        f"{_text(row, 'link')}#{_id(row, where)}",
+        str(row["question"]),
+        choices,
+        int(row["correct_answer_num"]) - 1,
+        passage=str(row["flores_passage"]),
+        subject="reading",
+    )
+
+
+def _sib200(row: Row, where: str) -> Item:
+    answer, text = SIB_TOPICS.index(str(row["category"])), str(row["text"])
+    if is_cyrillic(text):
+        question, topics = "Мавзӯи матн чист?", SIB_TOPICS_TG
+    else:
+        question, topics = "What is the topic of this text?", SIB_TOPICS
+    return Item(_id(row, where), question, topics, answer, passage=text)
+
+
+def _arc(row: Row, where: str) -> Item:
+    found = row["choices"]
+    labels = [str(label) for label in found["label"]]
+    choices = tuple(str(text) for text in found["text"])
+    return Item(_id(row, where), str(row["question"]), choices, labels.index(str(row["answerKey"])))
+
+
+def _hellaswag(row: Row, where: str) -> Item:
+    endings = row["endings"]
+    endings = json.loads(endings) if isinstance(endings, str) else endings
+    choices = tuple(str(ending) for ending in endings)
+    return Item(_id(row, where), str(row["ctx"]), choices, int(row["label"]), lead=True)
+
+
+def _gsm8k(row: Row, where: str) -> Item:
+    answer = str(row["answer"]).rpartition("####")[2].strip()
+    return Item(_id(row, where), str(row["question"]), (), -1, (answer,), "number", subject="maths")
+
+
+def _flores(row: Row, where: str) -> Item:
+    source, target = str(row["sentence_eng_Latn"]), str(row["sentence_tgk_Cyrl"])
+    question = f"English: {source}\nТоҷикӣ:"
+    return Item(_id(row, where), question, (), -1, (target,), "chrf", subject="translation")
+
+
+def _free(row: Row, where: str) -> Item:
+    """A set of one's own: question and reference (a string or several), maybe metric."""
+    given = row["reference"]
+    references = tuple(str(r) for r in given) if isinstance(given, list) else (str(given),)
+    metric = _text(row, "metric") or "exact"
+    if metric not in ("exact", "number", "chrf"):
+        raise ValueError(f"metric {metric!r} is not exact, number or chrf")
+    return Item(_id(row, where), str(row["question"]), (), -1, references, metric)
+
+
+def _messages(row: Row, where: str) -> Item:
+    """A conversation: the last message is the reference for the one before it."""
+    turns = row["messages"]
+    return Item(
+        _id(row, where),
+        str(turns[-2]["content"]),
+        (),
+        -1,
+        (str(turns[-1]["content"]),),
+        "chrf",
+        subject=_text(row, "kind"),
+    )
+
+
+Reader = Callable[[Row, str], Item | None]
+# wanted fields → reader; the first that fits is taken, so the special come before the general
+READERS: tuple[tuple[set[str], Reader], ...] = (
+    ({"flores_passage", "mc_answer1", "mc_answer4", "correct_answer_num"}, _belebele),
+    ({"question", "option_a", "option_b", "answer"}, _lettered),
+    ({"question", "options", "answer"}, _talim),
+    ({"question", "choices", "answerKey"}, _arc),
+    ({"question", "choices", "answer"}, _own),
+    ({"ctx", "endings", "label"}, _hellaswag),
+    ({"sentence_eng_Latn", "sentence_tgk_Cyrl"}, _flores),
+    ({"text", "category"}, _sib200),
+    ({"question", "reference"}, _free),
+    ({"question", "answer"}, _gsm8k),
+    ({"messages"}, _messages),
+)

@@ -1,0 +1,239 @@
+"""Items as published sets have them, choices scored against plain runs, free answers, bad rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from soroq.bench.quality.scores import Scorer
+from soroq.bench.quality.tasks.choices import PART, ChoiceScores, score_choices
+from soroq.bench.quality.tasks.free import chrf, health, repetition, score_answer, score_free
+from soroq.bench.quality.tasks.items import Item, answer_index, read_items
+from soroq.bench.quality.tasks.prompts import encode_choices, split_shots, write_context
+from soroq.core.errors import CheckError
+from soroq.loading import load, load_tokenizer
+from soroq.models.tiny import write_tiny_model
+
+ROWS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {  # row → (choices, answer)
+    "own": ({"question": "с?", "choices": ["а", "б", "в"], "answer": 2}, (3, 2)),
+    "own-letter": ({"question": "с?", "choices": ["а", "б", "в"], "answer": "B"}, (3, 1)),
+    "tajlib": (
+        {"question": "с", "option_a": "1", "option_b": "2", "option_c": "3", "option_d": "4"}
+        | {"answer": "C"},
+        (4, 2),
+    ),
+    "tajlib-cyrillic": (
+        {"question": "с", "option_a": "x", "option_b": "y", "option_c": "z", "option_d": "w"}
+        | {"answer": "Г"},
+        (4, 3),
+    ),
+    "talim": (
+        {"number": 7, "question": "с", "options": '{"A": "х", "B": "у"}', "type": "mcq"}
+        | {"topic": "t", "section": "s", "answer": "B", "subject": "math"},
+        (2, 1),
+    ),
+    "talim-list": ({"question": "с", "options": ["х", "у", "з"], "answer": "з"}, (3, 2)),
+    "belebele": (
+        {"link": "l", "question_number": 1, "flores_passage": "матн", "question": "с"}
+        | {"mc_answer1": "1", "mc_answer2": "2", "mc_answer3": "3", "mc_answer4": "4"}
+        | {"correct_answer_num": "4"},
+        (4, 3),
+    ),
+    "sib200": ({"index_id": 1, "category": "travel", "text": "Мо ба кӯҳ рафтем."}, (7, 1)),
+    "mmlu": ({"question": "q", "subject": "s", "choices": ["a", "b"], "answer": 0}, (2, 0)),
+    "arc": (
+        {"id": "x", "question": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}}
+        | {"answerKey": "2"},
+        (2, 1),
+    ),
+    "hellaswag": ({"ctx": "He", "endings": ["a", "b", "c", "d"], "label": "3"}, (4, 3)),
+}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_published_fields_are_read_as_they_are(name: str, tmp_path: Path) -> None:
+    row, (n, answer) = ROWS[name]
+    (item,) = read_items(_write(tmp_path / "x.jsonl", [row]))
+    assert (len(item.choices), item.answer) == (n, answer)
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
+    (same,) = read_items(tmp_path / "x.parquet")
+    assert (same.choices, same.answer) == (item.choices, item.answer)
+
+
+def test_free_answers_are_read_with_their_metric(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "2+2?", "answer": "Two and two.\n#### 4"},
+        {"sentence_eng_Latn": "Hello", "sentence_tgk_Cyrl": "Салом"},
+        {"number": 1, "question": "с", "options": "", "type": "free", "answer": "Рӯдакӣ"},
+        {"question": "с", "reference": ["а", "б"], "metric": "chrf"},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+    ]
+    items = read_items(_write(tmp_path / "x.jsonl", rows))
+    assert [i.metric for i in items] == ["number", "chrf", "exact", "chrf", "chrf"]
+    assert [i.references[0] for i in items] == ["4", "Салом", "Рӯдакӣ", "а", "y"]
+
+
+def test_csv_and_json_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("index_id\tcategory\ttext\n1\ttravel\tA trip.\n")
+    assert read_items(tmp_path / "x.tsv")[0].answer == 1
+    (tmp_path / "x.json").write_text(json.dumps([ROWS["own"][0]]))
+    assert read_items(tmp_path / "x.json")[0].answer == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"question": "с", "choices": ["а", "б"], "answer": 2}', "answer 2 is not one of"),
+        ('{"question": "с", "choices": ["а", "б"], "answer": "Я"}', "names no choice"),
+        ('{"question": "с", "choices": ["а"], "answer": 0}', "at least 2"),
+        ('{"question": " ", "choices": ["а", "б"], "answer": 0}', "question is empty"),
+        ('{"question": "с", "choices": ["а", ""], "answer": 0}', "empty choice"),
+        ('{"q": 1}', "of no known set"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"text": "x", "category": "cooking"}', "x.jsonl:2"),
+        ('{"question": "q", "choices": {"text": ["a"]}, "answerKey": "A"}', "label"),
+    ],
+)
+def test_malformed_rows_name_file_and_line(line: str, said: str, tmp_path: Path) -> None:
+    good = json.dumps(ROWS["own"][0])
+    (tmp_path / "x.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(CheckError, match=said) as error:
+        read_items(tmp_path / "x.jsonl")
+    assert "x.jsonl:2" in str(error.value)
+
+
+def test_empty_and_unknown_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("")
+    (tmp_path / "x.doc").write_text("")
+    for name, said in (("x.jsonl", "no items"), ("x.doc", "unknown kind"), ("no.jsonl", "exist")):
+        with pytest.raises(CheckError, match=said):
+            read_items(tmp_path / name)
+
+
+def test_answers_are_indices_letters_or_texts() -> None:
+    choices = ("ҳа", "не", "шояд")
+    for given, index in ((1, 1), ("1", 1), ("B", 1), ("b)", 1), ("Б", 1), ("не", 1), ("(C)", 2)):
+        assert answer_index(given, choices) == index
+    for bad in (None, True, "Ҳеҷ", "", "AB"):
+        with pytest.raises(ValueError, match="names no choice"):
+            answer_index(bad, choices)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "base")
+
+
+def _items(n: int = 5) -> list[Item]:
+    choices = ("як", "дувоздаҳ", "се")
+    return [Item(str(i), f"Чанд {'?' * (i + 1)}", choices, i % 3) for i in range(n)]
+
+
+@pytest.mark.parametrize("mode", ["text", "letter"])
+@pytest.mark.parametrize("shots", [0, 2])
+def test_scores_are_those_of_running_each_choice_whole(
+    mode: str, shots: int, base: Path, tmp_path: Path
+) -> None:
+    examples, items = split_shots(_items(), shots, seed=3)
+    assert len(items) == 5 - shots
+    got = score_choices(Scorer(str(base), cache=tmp_path), items, examples=examples, mode=mode)
+    model, tokenizer = load(base, dtype=torch.float64), load_tokenizer(base)
+    for item, scores in zip(items, got, strict=True):
+        context = write_context(item, examples, letters=mode == "letter")
+        for index, choice in enumerate(item.choices):
+            answer = "ABC"[index] if mode == "letter" else choice
+            start = tokenizer(context).input_ids
+            ids = torch.tensor([tokenizer(f"{context} {answer}").input_ids])
+            with torch.no_grad():
+                log_p = model(ids).logits.log_softmax(-1)[0, :-1]
+            want = log_p.gather(1, ids[0, 1:, None])[len(start) - 1 :].sum()
+            assert scores.log_likelihood[index] == pytest.approx(float(want), rel=1e-4)
+            assert scores.lengths[index] == len(answer)
+
+
+def test_cached_scores_are_read_back(base: Path, tmp_path: Path) -> None:
+    items = _items(PART + 3)
+    scorer = Scorer(str(base), cache=tmp_path)
+    first = score_choices(scorer, items)
+    cold = Scorer(str(base), cache=tmp_path)
+    assert score_choices(cold, items) == first
+    assert cold._model is None
+
+
+def test_right_answers_raw_and_by_length() -> None:
+    scores = ChoiceScores("x", 1, (-4.0, -6.0), (2, 12))
+    assert not scores.right
+    assert scores.right_normalized
+
+
+def test_context_and_answer_are_cut_where_the_context_ends(base: Path) -> None:
+    prompt = encode_choices("Чанд?", ["се"], load_tokenizer(base))
+    assert prompt.context[0] == 2
+    assert load_tokenizer(base).decode(prompt.continuations[0]) == " се"
+
+
+def test_prompts_show_examples_letters_and_leads() -> None:
+    a, b = Item("a", "Як?", ("х", "у"), 1), Item("b", "Ду?", ("з", "в"), 0, passage="Матн.")
+    assert write_context(b, [a]) == "Як?\nҶавоб: у\n\nМатн.\nДу?\nҶавоб:"
+    assert write_context(a, letters=True) == "Як?\nA. х\nB. у\nҶавоб:"
+    assert write_context(Item("c", "He", ("a", "b"), 0, lead=True)) == "He"
+
+
+def test_chrf_equals_sacrebleu() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    pairs = [
+        ("Ман ба мактаб меравам", "Ман ба мактаб рафтам"),
+        ("салом", "салом"),
+        ("", "салом"),
+        ("the cat", "a cat sat on the mat"),
+    ]
+    for hypothesis, reference in pairs:
+        want = sacrebleu.sentence_chrf(hypothesis, [reference]).score / 100
+        assert chrf(hypothesis, reference) == pytest.approx(want, abs=1e-4)
+
+
+def test_chrf_by_hand() -> None:
+    assert chrf("салом", "салом") == pytest.approx(1.0)
+    assert chrf("", "салом") == 0.0
+    # "ab" against "ac": 1-grams 1/2 and 1/2, 2-grams 0 and 0: P = R = 1/4
+    assert chrf("ab", "ac") == pytest.approx(0.25)
+
+
+def test_exact_and_number_answers_are_compared_without_dressing() -> None:
+    exact = Item("x", "q", references=("Рӯдакӣ",), metric="exact")
+    assert score_answer(" «рӯдакӣ».\nва боз", exact) == 1.0
+    assert score_answer("Ҳофиз", exact) == 0.0
+    number = Item("x", "q", references=("1200",), metric="number")
+    assert score_answer("It is 1,200.", number) == 1.0
+    assert score_answer("It is 12", number) == 0.0
+    assert score_answer("none", number) == 0.0
+
+
+def test_free_answers_are_generated_scored_and_kept(base: Path, tmp_path: Path) -> None:
+    items = [Item(str(i), f"q{i}", references=("х",), metric="chrf") for i in range(3)]
+    scorer = Scorer(str(base), cache=tmp_path)
+    scores = score_free(scorer, items, max_tokens=4)
+    assert len(scores) == 3
+    cold = Scorer(str(base), cache=tmp_path)
+    assert score_free(cold, items, max_tokens=4) == scores
+    assert cold._model is None
+
+
+def test_degenerate_text_is_seen() -> None:
+    loop = "ин аст он " * 10
+    assert repetition(loop) > 0.8
+    assert repetition("ҳар калима дар ин ҷумла танҳо як бор меояд") == 0.0
+    found = health([loop, "hello world", "..."])
+    assert found.empty == pytest.approx(1 / 3)
+    assert 0.5 < found.cyrillic < 1
