@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from soroq.bench.quality.sets import EvalSet
 from soroq.bench.quality.stats import (
+    Floats,
     Interval,
     mean_interval,
     quantile_interval,
@@ -65,6 +65,9 @@ class TextResult:
     by_position: dict[str, tuple[int, float, float]]
     window_nll_base: list[float]
     window_nll: list[float]
+    window_kl: list[float]
+    window_top1: list[float]
+    window_top5: list[float]
     worst: list[WorstToken]
 
 
@@ -81,14 +84,16 @@ def compare_text(
     n = int(scored.sum())
     per_window = weight.sum(1)
 
-    def by_window(values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def by_window(values: torch.Tensor) -> Floats:
         return ((values * weight).nan_to_num().sum(1) / per_window).numpy()
 
     delta = by_window(nll) - by_window(nll_base)
     total_bytes = float(eval_set.n_bytes.sum())
     mean_base = float((nll_base * weight).sum() / n)
     mean = float((nll * weight).sum() / n) if not broken else math.nan
-    groups = [kl[i][scored[i]].numpy() for i in range(shape[0])]
+    window_kl = by_window(kl)
+    top1 = by_window(quant.top1.double().view(shape))
+    top5 = by_window(quant.top5.double().view(shape))
     return TextResult(
         name=eval_set.name,
         n_tokens=n,
@@ -99,19 +104,28 @@ def compare_text(
         bits_per_byte=mean * n / math.log(2) / total_bytes,
         entropy_base=float((base.entropy.double().view(shape) * weight).sum() / n),
         delta_nll=mean_interval(delta, level=level),
-        kl=mean_interval(by_window(kl), level=level),
-        kl_p99=quantile_interval(groups, 0.99, level=level),
+        kl=mean_interval(window_kl, level=level),
+        kl_p99=quantile_interval(kl_by_window(eval_set, quant), 0.99, level=level),
         kl_max=float(kl[scored].max()),
-        top1=mean_interval(by_window(quant.top1.double().view(shape)), level=level),
-        top5=mean_interval(by_window(quant.top5.double().view(shape)), level=level),
+        top1=mean_interval(top1, level=level),
+        top5=mean_interval(top5, level=level),
         smallest_visible=smallest_visible_mean(delta, level=level),
         non_finite=broken,
         by_kind=_by_kind(eval_set, nll - nll_base, kl),
         by_position=_by_position(scored, nll - nll_base, kl),
         window_nll_base=by_window(nll_base).tolist(),
         window_nll=by_window(nll).tolist(),
+        window_kl=window_kl.tolist(),
+        window_top1=top1.tolist(),
+        window_top5=top5.tolist(),
         worst=_worst(eval_set, base, nll, kl, tokenizer),
     )
+
+
+def kl_by_window(eval_set: EvalSet, quant: QuantTable) -> list[Floats]:
+    """Return the divergence of every scored token, an array a window."""
+    kl = quant.kl.double().view(eval_set.scored.shape)
+    return [row[mask].numpy() for row, mask in zip(kl, eval_set.scored, strict=True)]
 
 
 def _share(mask: torch.Tensor, delta: torch.Tensor, kl: torch.Tensor) -> tuple[int, float, float]:

@@ -112,6 +112,14 @@ def quantile_interval(
     return Interval(estimate, float(low), float(high), n, level)
 
 
+def share_interval(k: int, n: int, *, level: float = 0.95) -> Interval:
+    """Return k / n with Wilson's score interval."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return Interval(k / n, max(middle - half, 0.0), min(middle + half, 1.0), n, level)
+
+
 def difference_interval(counts: PairedCounts, *, level: float = 0.95) -> Interval:
     """Return accuracy of the quantized model − that of the base (Tango 1998, score interval)."""
     n, b, c = counts.n, counts.only_quant, counts.only_base

@@ -14,6 +14,7 @@ from soroq.bench.quality.stats import (
     mean_interval,
     quantile_interval,
     recovery_interval,
+    share_interval,
     smallest_visible_difference,
     smallest_visible_mean,
 )
@@ -119,3 +120,12 @@ def test_power_says_what_would_be_seen() -> None:
     assert smallest_visible_difference(PairedCounts(500, 50, 49, 401)) == pytest.approx(
         0.028, abs=0.001
     )
+
+
+def test_shares_have_wilson_intervals() -> None:
+    none = share_interval(0, 16)
+    assert (none.estimate, none.low) == (0, 0)
+    assert none.high == pytest.approx(1.96**2 / (16 + 1.96**2), rel=1e-3)
+    half = share_interval(50, 100)
+    assert half.low == pytest.approx(0.404, abs=1e-3)  # Wilson's for 50 of 100: 0.404 to 0.596
+    assert half.high == pytest.approx(0.596, abs=1e-3)

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -131,32 +131,31 @@ def _grams(text: str, n: int) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Health:
-    """How generated text holds up: shares in [0, 1] over all continuations.
+    """How generated text holds up, as shares in [0, 1] of one text or means over many.
 
-    repetition: tokens-by-words in repeated 4-grams, the mean over texts; cyrillic: letters that are
-    Cyrillic; empty: continuations without a letter.
+    repetition: word 4-grams that stood in the text before; cyrillic: letters that are Cyrillic;
+    empty: 1 without any letter.
     """
 
-    n: int
     repetition: float
     cyrillic: float
     empty: float
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
 
-
-def health(texts: Sequence[str]) -> Health:
-    """Measure generated texts."""
-    letters = [c for text in texts for c in text if c.isalpha()]
+def health(text: str) -> Health:
+    """Measure one generated text."""
+    letters = [c for c in text if c.isalpha()]
     cyrillic = sum("\u0400" <= c <= "\u04ff" for c in letters)
-    empty = sum(not any(c.isalpha() for c in text) for text in texts)
-    n = max(len(texts), 1)
+    return Health(repetition(text), cyrillic / max(len(letters), 1), float(not letters))
+
+
+def mean_health(found: Sequence[Health]) -> Health:
+    """Return the means over several texts."""
+    n = max(len(found), 1)
     return Health(
-        len(texts),
-        sum(repetition(text) for text in texts) / n,
-        cyrillic / max(len(letters), 1),
-        empty / n,
+        sum(h.repetition for h in found) / n,
+        sum(h.cyrillic for h in found) / n,
+        sum(h.empty for h in found) / n,
     )
 
 

@@ -1,0 +1,435 @@
+"""The checker: two models on the same texts and items, numbers with intervals, and a verdict.
+
+    from soroq.bench.quality.check import CheckRequest, check
+    report = check(CheckRequest(base="gemma3-270m", quant="gemma3-270m-int4"))
+    print(report.verdict)
+
+The base runs first and is then let go: only one model is in memory. Everything a model says is
+cached, so a second candidate costs one run, and a stopped check goes on.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soroq.bench.quality.compare import TextResult, compare_text, kl_by_window
+from soroq.bench.quality.gate import Finding, Measure, judge, read_gate, verdict_of
+from soroq.bench.quality.model import refuse_other_tokenizer
+from soroq.bench.quality.scores import Listen, Scorer
+from soroq.bench.quality.sets import EvalSet, Passage, make_set, read_passages
+from soroq.bench.quality.stats import (
+    Floats,
+    Interval,
+    PairedCounts,
+    difference_interval,
+    holm,
+    mcnemar,
+    mean_interval,
+    quantile_interval,
+    recovery_interval,
+    share_interval,
+    smallest_visible_difference,
+    smallest_visible_mean,
+)
+from soroq.bench.quality.tables import BaseTable
+from soroq.bench.quality.tasks.choices import MODES, ChoiceScores, score_choices
+from soroq.bench.quality.tasks.free import Health, generate_all, health, mean_health, score_free
+from soroq.bench.quality.tasks.items import Item, read_items
+from soroq.bench.quality.tasks.prompts import split_shots
+from soroq.calib.sources import builtin_documents
+from soroq.core.errors import CheckError
+from soroq.io.checkpoint import open_checkpoint
+from soroq.loading import load_tokenizer
+
+SCHEMA = "soroq-check/1"
+LANGUAGES = ("tg", "en")
+PROMPT_WORDS = 12  # words of a passage that generation goes on from
+HEALTH_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What to check. texts and tasks: name → file; no text at all means the built-in ones.
+
+    windows: at most so many a text; items: at most so many a task; prompts: texts that generation
+    is tried on (0: not tried); noise_floor: also run the base under another attention.
+    """
+
+    base: str
+    quant: str
+    texts: Mapping[str, Path] | None = None
+    tasks: Mapping[str, Path] | None = None
+    windows: int | None = 16
+    seq_len: int = 512
+    stride: int | None = None
+    items: int | None = None
+    shots: int = 0
+    mode: str = "text"
+    max_tokens: int = 64
+    prompts: int = 0
+    gate: Path | None = None
+    gated: bool = False
+    noise_floor: bool = False
+    seed: int = 0
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task under one way of scoring: "normalized", "raw", "letter", "exact", "number", "chrf".
+
+    primary: the scoring that gates look at. p_value: McNemar's exact test (choices), adjusted for
+    the number of tasks in p_adjusted (Holm); nan for free answers.
+    """
+
+    name: str
+    scoring: str
+    primary: bool
+    n: int
+    base: float
+    quant: float
+    difference: Interval
+    recovery: Interval
+    p_value: float
+    p_adjusted: float
+    smallest_visible: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How freely generated text holds up, and the texts of the quantized model."""
+
+    base: Health
+    quant: Health
+    prompts: list[str]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """The base against itself under another attention implementation: what chance looks like."""
+
+    name: str
+    delta_nll: float
+    kl: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a check found. verdict: "pass", "fail", "undecided" or "" without a gate."""
+
+    base: str
+    quant: str
+    base_bytes: int
+    quant_bytes: int
+    texts: list[TextResult]
+    tasks: list[TaskResult]
+    generation: Generation | None
+    noise: list[NoiseFloor]
+    findings: list[Finding]
+    verdict: str
+    settings: dict[str, Any]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON types; docs/check.md describes the fields."""
+        document: dict[str, Any] = _finite({"schema": SCHEMA} | asdict(self))
+        return document
+
+
+def check(request: CheckRequest, listen: Listen = lambda done, total, what: None) -> Report:
+    """Run both models and compare them. Raises CheckError for whatever doesn't fit."""
+    started = time.monotonic()
+    if request.mode not in MODES:
+        raise CheckError(f"--mode {request.mode!r} is not one of {', '.join(MODES)}")
+    gate = read_gate(request.gate) if request.gated or request.gate else None
+    level = gate.level if gate else 0.95
+    tokenizer = load_tokenizer(request.base)
+    refuse_other_tokenizer(tokenizer, load_tokenizer(request.quant), request.base, request.quant)
+    sets = [
+        make_set(
+            name,
+            passages,
+            tokenizer,
+            seq_len=request.seq_len,
+            stride=request.stride,
+            limit=request.windows,
+        )
+        for name, passages in _passages(request).items()
+    ]
+    tasks = {name: read_items(path) for name, path in (request.tasks or {}).items()}
+    prompts = _prompts(request.prompts)
+    base = Scorer(request.base, cache=request.cache, listen=listen)
+    tables = [base.base_table(one) for one in sets]
+    base_answers = _answers(base, tasks, request, listen)
+    base_texts = generate_all(base, prompts, HEALTH_TOKENS, name="generation", listen=listen)
+    base.close()
+    noise = _noise(base, sets, tables, request, listen) if request.noise_floor else []
+    quant = Scorer(request.quant, cache=request.cache, listen=listen)
+    quant_tables = [quant.quant_table(one, base, t) for one, t in zip(sets, tables, strict=True)]
+    texts = [
+        compare_text(one, table, other, tokenizer, level=level)
+        for one, table, other in zip(sets, tables, quant_tables, strict=True)
+    ]
+    answers = _answers(quant, tasks, request, listen)
+    quant_texts = generate_all(quant, prompts, HEALTH_TOKENS, name="generation", listen=listen)
+    quant.close()
+    results, measured = _task_results(base_answers, answers, level, request.mode)
+    generation = None
+    if prompts:
+        before, after = [health(text) for text in base_texts], [health(t) for t in quant_texts]
+        generation = Generation(mean_health(before), mean_health(after), prompts, quant_texts)
+        measured |= _generation_measures(before, after)
+    for text, one, table in zip(texts, sets, quant_tables, strict=True):
+        measured |= _text_measures(text, kl_by_window(one, table))
+    findings = judge(gate, measured) if gate else []
+    return Report(
+        base=request.base,
+        quant=request.quant,
+        base_bytes=open_checkpoint(request.base).total_bytes,
+        quant_bytes=open_checkpoint(request.quant).total_bytes,
+        texts=texts,
+        tasks=results,
+        generation=generation,
+        noise=noise,
+        findings=findings,
+        verdict=verdict_of(findings) if gate else "",
+        settings=_settings(request, base, quant, sets, level),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _passages(request: CheckRequest) -> dict[str, list[Passage]]:
+    if request.texts:
+        return {name: read_passages(path) for name, path in request.texts.items()}
+    return {
+        language: [(d.plain, d.kind) for d in builtin_documents(language, "check")]
+        for language in LANGUAGES
+    }
+
+
+def _prompts(n: int) -> list[str]:
+    """Return the first words of n built-in Tajik passages that nothing was calibrated on."""
+    if n == 0:
+        return []
+    passages = [d.plain.split() for d in builtin_documents("tg", "check")]
+    long = [words for words in passages if len(words) > 2 * PROMPT_WORDS]
+    picks = [long[i * len(long) // min(n, len(long))] for i in range(min(n, len(long)))]
+    return [" ".join(words[:PROMPT_WORDS]) for words in picks]
+
+
+Answers = dict[str, tuple[list[ChoiceScores], str, list[float]]]
+
+
+def _answers(
+    scorer: Scorer, tasks: Mapping[str, list[Item]], request: CheckRequest, listen: Listen
+) -> Answers:
+    """Return task → (scores of choice items, metric of free items, scores of free items)."""
+    found: Answers = {}
+    for name, items in tasks.items():
+        examples, rest = split_shots(items, request.shots, request.seed)
+        if request.items is not None and len(rest) > request.items:
+            rest = [rest[i * len(rest) // request.items] for i in range(request.items)]
+        if not rest:
+            raise CheckError(f"task {name!r}: {request.shots} shots leave no item to score")
+        choices = [item for item in rest if item.choices]
+        free = [item for item in rest if not item.choices]
+        found[name] = (
+            score_choices(
+                scorer, choices, examples=examples, mode=request.mode, name=name, listen=listen
+            ),
+            free[0].metric if free else "",
+            score_free(
+                scorer,
+                free,
+                examples=examples,
+                max_tokens=request.max_tokens,
+                name=name,
+                listen=listen,
+            ),
+        )
+    return found
+
+
+def _noise(
+    base: Scorer,
+    sets: Sequence[EvalSet],
+    tables: Sequence[BaseTable],
+    request: CheckRequest,
+    listen: Listen,
+) -> list[NoiseFloor]:
+    other = Scorer(request.base, attention="eager", cache=request.cache, listen=listen)
+    found = []
+    for one, table in zip(sets, tables, strict=True):
+        again = other.quant_table(one, base, table)
+        scored = one.scored.flatten()
+        found.append(
+            NoiseFloor(
+                one.name,
+                float((again.nll - table.nll)[scored].mean()),
+                float(again.kl[scored].mean()),
+                float(again.top1[scored].float().mean()),
+            )
+        )
+    return found
+
+
+def _task_results(
+    base: Answers, quant: Answers, level: float, mode: str
+) -> tuple[list[TaskResult], dict[tuple[str, str, str], Measure]]:
+    results: list[TaskResult] = []
+    measured: dict[tuple[str, str, str], Measure] = {}
+    for name, (choices, metric, free) in base.items():
+        other_choices, _, other_free = quant[name]
+        if choices:
+            scorings: dict[str, Callable[[ChoiceScores], bool]] = {"raw": lambda s: s.right}
+            if mode == "letter":
+                scorings = {"letter": lambda s: s.right}
+            else:
+                scorings = {"normalized": lambda s: s.right_normalized} | scorings
+            for rank, (scoring, right) in enumerate(scorings.items()):
+                counts = PairedCounts.of(
+                    [right(s) for s in choices], [right(s) for s in other_choices]
+                )
+                results.append(_choice_result(name, scoring, rank == 0, counts, level))
+                label = name if rank == 0 else f"{name}:{scoring}"
+                measured["task", label, "recovery"] = _at(recovery_interval, counts)
+                measured["task", label, "accuracy_difference"] = _at(difference_interval, counts)
+        if free:
+            b, q = np.array(free), np.array(other_free)
+            result = _free_result(name, metric, not choices, b, q, level)
+            results.append(result)
+            label = f"{name}:{metric}" if choices else name
+            measured["task", label, "score_difference"] = _at(mean_interval, q - b)
+            measured["task", label, "recovery"] = lambda level, b=b, q=q: _share(b, q, level)  # type: ignore[misc]
+    tested = [i for i, r in enumerate(results) if r.primary and not math.isnan(r.p_value)]
+    for i, p in zip(tested, holm([results[i].p_value for i in tested]), strict=True):
+        results[i] = replace(results[i], p_adjusted=p)
+    return results, measured
+
+
+def _at(interval: Callable[..., Interval], data: Any) -> Measure:
+    return lambda level: interval(data, level=level)
+
+
+def _choice_result(
+    name: str, scoring: str, primary: bool, counts: PairedCounts, level: float
+) -> TaskResult:
+    return TaskResult(
+        name=name,
+        scoring=scoring,
+        primary=primary,
+        n=counts.n,
+        base=counts.accuracy_base,
+        quant=counts.accuracy,
+        difference=difference_interval(counts, level=level),
+        recovery=recovery_interval(counts, level=level),
+        p_value=mcnemar(counts),
+        p_adjusted=math.nan,
+        smallest_visible=smallest_visible_difference(counts, level=level),
+    )
+
+
+def _free_result(
+    name: str, metric: str, primary: bool, base: Any, quant: Any, level: float
+) -> TaskResult:
+    return TaskResult(
+        name=name,
+        scoring=metric,
+        primary=primary,
+        n=len(base),
+        base=float(base.mean()),
+        quant=float(quant.mean()),
+        difference=mean_interval(quant - base, level=level),
+        recovery=_share(base, quant, level),
+        p_value=math.nan,
+        p_adjusted=math.nan,
+        smallest_visible=smallest_visible_mean(quant - base, level=level),
+    )
+
+
+def _share(base: Any, quant: Any, level: float) -> Interval:
+    """Return mean(quant) / mean(base), by Fieller's argument: the interval of quant − r · base."""
+    mean = float(base.mean())
+    if mean <= 0:
+        return Interval(math.nan, 0.0, math.inf, len(base), level)
+    ratio = float(quant.mean()) / mean
+    # the mean of quant − ratio · base is 0; its spread, by the base's mean, is that of the ratio
+    around = mean_interval(quant - ratio * base, level=level)
+    return Interval(ratio, ratio + around.low / mean, ratio + around.high / mean, len(base), level)
+
+
+def _text_measures(text: TextResult, kl: list[Floats]) -> dict[tuple[str, str, str], Measure]:
+    """Return what gates can limit of a text, at the level asked for."""
+    base, quant = np.array(text.window_nll_base), np.array(text.window_nll)
+    broken = float(text.non_finite)
+    nan = Interval(math.nan, math.nan, math.nan, text.n_windows)
+
+    def at(values: Sequence[float]) -> Measure:
+        return lambda level: nan if broken else mean_interval(np.array(values), level=level)
+
+    found: dict[str, Measure] = {
+        "delta_nll": at((quant - base).tolist()),
+        "kl": at(text.window_kl),
+        "kl_p99": lambda level: nan if broken else quantile_interval(kl, 0.99, level=level),
+        "top1": at(text.window_top1),
+        "top5": at(text.window_top5),
+        "non_finite": lambda level: Interval(broken, broken, broken, text.n_tokens, level),
+    }
+    return {("text", text.name, metric): measure for metric, measure in found.items()}
+
+
+def _generation_measures(
+    base: Sequence[Health], quant: Sequence[Health]
+) -> dict[tuple[str, str, str], Measure]:
+    """Return what gates can limit of generated text; increases and drops are paired by prompt."""
+    more = np.array([q.repetition - b.repetition for b, q in zip(base, quant, strict=True)])
+    less = np.array([b.cyrillic - q.cyrillic for b, q in zip(base, quant, strict=True)])
+    empty = sum(q.empty for q in quant)
+    found: dict[str, Measure] = {
+        "repetition_increase": _at(mean_interval, more),
+        "cyrillic_drop": _at(mean_interval, less),
+        "empty": lambda level: share_interval(round(empty), len(quant), level=level),
+    }
+    return {("generation", "generation", name): measure for name, measure in found.items()}
+
+
+def _settings(
+    request: CheckRequest, base: Scorer, quant: Scorer, sets: Sequence[EvalSet], level: float
+) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    import soroq
+
+    return {
+        "soroq": soroq.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "base_key": base.key,
+        "quant_key": quant.key,
+        "sets": {one.name: one.sha256 for one in sets},
+        "seq_len": request.seq_len,
+        "stride": request.stride,
+        "shots": request.shots,
+        "mode": request.mode,
+        "seed": request.seed,
+        "level": level,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value: NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,199 @@
+"""Gates: limits on what quantization may cost, and a verdict that data can bear.
+
+    # soroq-gate.toml
+    [text.tg]
+    delta_nll = 0.05          # at most so many nats a token
+    [task.sib200]
+    recovery = 0.98           # at least this share of the base's accuracy
+    [generation]
+    cyrillic_drop = 0.1       # letters that leave the script, more than the base's
+
+A limit passes if the whole confidence interval is on its right side, fails if the whole interval is
+on the wrong side, and is undecided otherwise. The gate passes if every limit does: that asks
+more of many limits, not less, so no correction is needed and a model that breaks any limit passes
+with a probability of at most (1 − level) / 2. It fails as soon as one limit does; so that chance
+doesn't add up over many limits, failing takes intervals of Bonferroni's level.
+"""
+
+import fnmatch
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soroq.bench.quality.stats import Interval
+from soroq.core.errors import CheckError
+
+PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
+EXIT_CODES = {PASS: 0, FAIL: 1, UNDECIDED: 3}
+
+# Metric → whether the limit is the most (True) or the least (False) that is allowed.
+TEXT_METRICS = {
+    "delta_nll": True,
+    "kl": True,
+    "kl_p99": True,
+    "top1": False,
+    "top5": False,
+    "non_finite": True,
+}
+TASK_METRICS = {"recovery": False, "accuracy_difference": False, "score_difference": False}
+GENERATION_METRICS = {"repetition_increase": True, "cyrillic_drop": True, "empty": True}
+SECTIONS = {"text": TEXT_METRICS, "task": TASK_METRICS}
+
+DEFAULT_GATE = """\
+# What soroq allows when no gate is given: nats a token, shares of the base model's accuracy.
+level = 0.95
+[text."*"]
+non_finite = 0
+[text.tg]
+delta_nll = 0.05
+kl = 0.10
+[text.en]
+delta_nll = 0.10
+kl = 0.15
+[task."*"]
+recovery = 0.95
+[generation]
+empty = 0.25
+repetition_increase = 0.2
+cyrillic_drop = 0.1
+"""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One line of a gate: section "text", "task" or "generation", a name pattern and a bound."""
+
+    section: str
+    pattern: str
+    metric: str
+    bound: float
+    at_most: bool
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Limits and the level of their intervals."""
+
+    limits: tuple[Limit, ...]
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one limit on one text or task."""
+
+    name: str
+    metric: str
+    bound: float
+    at_most: bool
+    interval: Interval
+    verdict: str
+
+    def __str__(self) -> str:
+        sign = "≤" if self.at_most else "≥"
+        return f"{self.name} {self.metric} {self.interval} {sign} {self.bound:g}: {self.verdict}"
+
+
+def read_gate(path: Path | None) -> Gate:
+    """Parse a TOML gate; None is the default one. Raises CheckError for what it doesn't know."""
+    text, name = DEFAULT_GATE, "the default gate"
+    if path is not None:
+        name = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckError(f"gate {name!r} can't be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CheckError(f"{name}: not TOML: {error}") from error
+    level = document.pop("level", 0.95)
+    if not isinstance(level, float) or not 0.5 < level < 1:
+        raise CheckError(f"{name}: level {level!r} is not between 0.5 and 1")
+    limits: list[Limit] = []
+    generation = document.pop("generation", {})
+    limits += _limits(name, "generation", "*", generation, GENERATION_METRICS)
+    for section, metrics in SECTIONS.items():
+        for pattern, table in document.pop(section, {}).items():
+            limits += _limits(name, section, pattern, table, metrics)
+    if document:
+        known = ", ".join(["level", "generation", *SECTIONS])
+        raise CheckError(f"{name}: unknown {sorted(document)[0]!r}; known: {known}")
+    if not limits:
+        raise CheckError(f"{name} sets no limit")
+    return Gate(tuple(limits), level)
+
+
+def _limits(
+    name: str, section: str, pattern: str, table: Any, metrics: Mapping[str, bool]
+) -> list[Limit]:
+    if not isinstance(table, dict):
+        raise CheckError(f"{name}: [{section}.{pattern}] is no table of limits")
+    found = []
+    for metric, bound in table.items():
+        if metric not in metrics:
+            raise CheckError(
+                f"{name}: [{section}] has no metric {metric!r}; known: {', '.join(metrics)}"
+            )
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound):
+            raise CheckError(f"{name}: {section}.{pattern}.{metric} = {bound!r} is no number")
+        found.append(Limit(section, pattern, metric, float(bound), metrics[metric]))
+    return found
+
+
+# level → interval: a measured quantity that can say itself at any level
+Measure = Callable[[float], Interval]
+
+
+def judge(gate: Gate, measured: Mapping[tuple[str, str, str], Measure]) -> list[Finding]:
+    """Compare every limit with what it names: (section, name, metric) → measure.
+
+    Limits on names without a pattern must meet something: raises CheckError for a text or task
+    that was not run.
+    """
+    pairs: list[tuple[Limit, str, Measure]] = []
+    for limit in gate.limits:
+        matching = [
+            (limit, name, measure)
+            for (section, name, metric), measure in measured.items()
+            if section == limit.section
+            and metric == limit.metric
+            and fnmatch.fnmatchcase(name, limit.pattern)
+        ]
+        wild = any(c in limit.pattern for c in "*?[")
+        if not matching and not wild and limit.section != "generation":
+            raise CheckError(
+                f"the gate limits {limit.section} {limit.pattern!r} ({limit.metric}), which was "
+                f"not measured; give it with --{limit.section} {limit.pattern}=FILE"
+            )
+        pairs += matching
+    strict = 1 - (1 - gate.level) / max(len(pairs), 1)
+    return [_finding(limit, name, measure, gate.level, strict) for limit, name, measure in pairs]
+
+
+def _finding(limit: Limit, name: str, measure: Measure, level: float, strict: float) -> Finding:
+    interval, wide = measure(level), measure(strict)
+    verdict = UNDECIDED
+    if limit.at_most:
+        if interval.high <= limit.bound:
+            verdict = PASS
+        elif wide.low > limit.bound or math.isnan(interval.estimate):
+            verdict = FAIL
+    else:
+        if interval.low >= limit.bound:
+            verdict = PASS
+        elif wide.high < limit.bound or math.isnan(interval.estimate):
+            verdict = FAIL
+    label = name if limit.section != "generation" else "generation"
+    return Finding(label, limit.metric, limit.bound, limit.at_most, interval, verdict)
+
+
+def verdict_of(findings: list[Finding]) -> str:
+    """Return "fail" if any limit fails, "pass" if all pass, else "undecided"."""
+    verdicts = {finding.verdict for finding in findings}
+    if FAIL in verdicts:
+        return FAIL
+    return UNDECIDED if UNDECIDED in verdicts or not findings else PASS

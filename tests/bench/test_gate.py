@@ -1,0 +1,118 @@
+"""Gates: what passes, what fails, what the data can't tell, and how often chance is believed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from soroq.bench.quality import stats
+from soroq.bench.quality.gate import (
+    FAIL,
+    PASS,
+    UNDECIDED,
+    Gate,
+    Limit,
+    judge,
+    read_gate,
+    verdict_of,
+)
+from soroq.bench.quality.stats import Interval, mean_interval
+from soroq.core.errors import CheckError
+
+AT_MOST = Limit("text", "tg", "delta_nll", 0.05, True)
+
+
+def _between(low: float, high: float) -> Callable[[float], Interval]:
+    return lambda level: Interval((low + high) / 2, low, high, 16, level)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.01, 0.05, PASS), (0.04, 0.06, UNDECIDED), (0.051, 0.08, FAIL), (-0.2, -0.1, PASS)],
+)
+def test_the_whole_interval_decides(low: float, high: float, verdict: str) -> None:
+    gate = Gate((AT_MOST,))
+    findings = judge(gate, {("text", "tg", "delta_nll"): _between(low, high)})
+    assert [f.verdict for f in findings] == [verdict]
+    assert verdict_of(findings) == verdict
+
+
+def test_least_limits_are_judged_from_the_other_side() -> None:
+    gate = Gate((Limit("task", "*", "recovery", 0.98, False),))
+    for low, high, verdict in ((0.985, 1.0, PASS), (0.9, 0.99, UNDECIDED), (0.9, 0.97, FAIL)):
+        findings = judge(gate, {("task", "sib200", "recovery"): _between(low, high)})
+        assert verdict_of(findings) == verdict
+
+
+def test_one_failure_fails_and_one_doubt_is_undecided() -> None:
+    gate = Gate((AT_MOST, Limit("text", "en", "delta_nll", 0.05, True)))
+    passing, doubtful, failing = _between(0, 0.01), _between(0, 0.1), _between(0.06, 0.07)
+    for pair, verdict in (
+        ((passing, passing), PASS),
+        ((passing, doubtful), UNDECIDED),
+        ((doubtful, failing), FAIL),
+    ):
+        measured = dict(zip([("text", "tg", "delta_nll"), ("text", "en", "delta_nll")], pair))  # noqa: B905
+        assert verdict_of(judge(gate, measured)) == verdict
+    assert verdict_of([]) == UNDECIDED
+
+
+def test_not_a_number_fails() -> None:
+    nan = float("nan")
+    findings = judge(
+        Gate((AT_MOST,)), {("text", "tg", "delta_nll"): lambda level: Interval(nan, nan, nan, 4)}
+    )
+    assert verdict_of(findings) == FAIL
+
+
+@pytest.mark.parametrize("n_limits", [1, 5])
+def test_false_verdicts_are_as_rare_as_promised(
+    n_limits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models exactly at every limit: passing or failing them is wrong."""
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    rng = np.random.default_rng(n_limits)
+    names = [f"t{i}" for i in range(n_limits)]
+    gate = Gate(tuple(Limit("text", name, "delta_nll", 0.05, True) for name in names))
+    seen = {PASS: 0, FAIL: 0, UNDECIDED: 0}
+    repeats = 800
+    for _ in range(repeats):
+        measured = {}
+        for name in names:
+            x = rng.normal(0.05, 0.03, 16)
+            measured["text", name, "delta_nll"] = lambda level, x=x: mean_interval(x, level=level)
+        seen[verdict_of(judge(gate, measured))] += 1
+    # promised: 2.5 % each; three standard errors of 800 repeats are 1.7 %
+    assert seen[PASS] / repeats <= 0.042
+    assert seen[FAIL] / repeats <= 0.042
+
+
+def test_the_default_gate_is_readable_and_has_both_languages() -> None:
+    gate = read_gate(None)
+    assert {limit.pattern for limit in gate.limits if limit.section == "text"} == {"*", "tg", "en"}
+
+
+def test_names_that_were_not_measured_are_an_error() -> None:
+    with pytest.raises(CheckError, match="--text tg=FILE"):
+        judge(Gate((AT_MOST,)), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[text.tg]\ndelta = 1", "no metric 'delta'"),
+        ("[texts.tg]\nkl = 1", "unknown 'texts'"),
+        ("[text.tg]\nkl = 'much'", "is no number"),
+        ("[text]\ntg = 1", "no table"),
+        ("level = 2.0\n[text.tg]\nkl = 1", "level"),
+        ("[text.tg", "not TOML"),
+        ("", "sets no limit"),
+    ],
+)
+def test_broken_gates_are_one_clear_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "gate.toml").write_text(text)
+    with pytest.raises(CheckError, match=said):
+        read_gate(tmp_path / "gate.toml")
+    with pytest.raises(CheckError, match="can't be read"):
+        read_gate(tmp_path / "no.toml")
