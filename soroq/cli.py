@@ -1,6 +1,7 @@
 """The command line: `soroq --help`. A command is one short function that imports what it needs.
 
-Exit codes: 0 done, 1 a gate failed, 2 bad input (one line says what to do), 130 interrupted.
+Exit codes: 0 done, 1 a gate failed, 2 bad input (one line says what to do), 3 a gate could not
+decide, 130 interrupted.
 """
 
 import os
@@ -42,7 +43,7 @@ _STATE = {"debug": False}
 @app.command()
 def schemes() -> None:
     """List the schemes."""
-    from soroq.commands import list_schemes
+    from soroq.commands.quantize import list_schemes
 
     list_schemes()
 
@@ -80,7 +81,7 @@ def quantize(
     json_out: Json = False,
 ) -> None:
     """Quantize a model into a new directory."""
-    from soroq.commands import QuantizeRequest, run_quantize
+    from soroq.commands.quantize import QuantizeRequest, run_quantize
 
     run_quantize(
         QuantizeRequest(
@@ -114,20 +115,77 @@ def check(
         list[str] | None,
         typer.Option(help="name=FILE (.txt or .jsonl); default: the built-in tg and en text."),
     ] = None,
-    windows: Annotated[int, typer.Option(help="Windows per text.", min=1)] = 16,
-    seq_len: Annotated[int, typer.Option(min=8)] = 512,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="name=FILE of items: TajLiB, TALIM, Belebele, MMLU, …, or your own."),
+    ] = None,
+    windows: Annotated[int, typer.Option(help="At most so many windows a text.", min=1)] = 16,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a window.", min=8)] = 512,
+    stride: Annotated[
+        int | None, typer.Option(help="New tokens a window; default: all, no overlap.", min=1)
+    ] = None,
+    items: Annotated[int | None, typer.Option(help="At most so many items a task.", min=1)] = None,
+    shots: Annotated[int, typer.Option(help="Worked examples before an item.", min=0)] = 0,
+    mode: Annotated[str, typer.Option(help="Score choices by their text, or by letter.")] = "text",
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a free answer.", min=1)] = 64,
+    prompts: Annotated[int, typer.Option(help="Let it write on so many prompts.", min=0)] = 0,
+    gate: Annotated[
+        str | None, typer.Option(help="Limits: a TOML file, or 'default'.", show_default=False)
+    ] = None,
+    noise_floor: Annotated[
+        bool, typer.Option("--noise-floor", help="Also compare BASE with itself.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the report as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page.")] = None,
+    write_card: Annotated[
+        bool, typer.Option("--write-card", help="Put the results into QUANT's README.md.")
+    ] = False,
     json_out: Json = False,
 ) -> None:
-    """Perplexity and divergence of QUANT against BASE, per language."""
-    from soroq.commands import run_check
+    """Perplexity, divergence, tasks and gates of QUANT against BASE.
 
-    run_check(base, quant, tuple(text or ()), windows, seq_len, json_out)
+    Exit code 0: passed (or no gate), 1: failed, 3: undecided, the data can't tell.
+    """
+    from soroq.bench.quality.check import CheckRequest
+    from soroq.commands.check import Outputs, parse_files, run_check
+
+    request = CheckRequest(
+        base,
+        quant,
+        texts=parse_files(text or (), "--text"),
+        tasks=parse_files(task or (), "--task"),
+        windows=windows,
+        seq_len=seq_len,
+        stride=stride,
+        items=items,
+        shots=shots,
+        mode=mode,
+        max_tokens=max_tokens,
+        prompts=prompts,
+        gate=None if gate is None or gate == "default" else Path(gate),
+        gated=gate is not None,
+        noise_floor=noise_floor,
+    )
+    code = run_check(request, Outputs(json_out, out, markdown, html, write_card))
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    reports: Annotated[list[Path], typer.Argument(help="JSON files of `soroq check --out`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")],
+) -> None:
+    """One page over several checks: quality against size, side by side."""
+    from soroq.commands.check import page_of
+
+    page_of(reports, out)
 
 
 @app.command()
 def inspect(model: Source, json_out: Json = False) -> None:
     """Show what is in a checkpoint."""
-    from soroq.commands import run_inspect
+    from soroq.commands.show import run_inspect
 
     run_inspect(model, json_out)
 
@@ -142,7 +200,7 @@ def generate(
     raw: Annotated[bool, typer.Option(help="No chat template.")] = False,
 ) -> None:
     """Stream text from a model."""
-    from soroq.commands import run_generate
+    from soroq.commands.show import run_generate
 
     run_generate(model, prompt, max_tokens, temperature, seed, raw)
 
@@ -162,7 +220,7 @@ def calib_build(
     license: Annotated[str, typer.Option(help="Licence of the text, for the record.")] = "unknown",
 ) -> None:
     """Make a calibration set from text."""
-    from soroq.commands import run_calib_build
+    from soroq.commands.quantize import run_calib_build
 
     run_calib_build(out, model, tuple(text or ()), mix, samples, seq_len, seed, license)
 
@@ -175,7 +233,7 @@ def demo(
     windows: Annotated[int, typer.Option(min=1)] = 4,
 ) -> None:
     """Quantize the real Gemma 3 270M, measure it in Tajik and English, let it speak."""
-    from soroq.commands import run_demo
+    from soroq.commands.show import run_demo
 
     run_demo(out, scheme, samples, windows)
 

@@ -1,6 +1,6 @@
 """What the command line shows on a terminal: progress on stderr, tables, one-line errors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,33 @@ def block_progress() -> Iterator["Listener"]:
             if not err.is_terminal and (step.unit, step.done) != last:
                 err.print(f"{step.unit} {step.done}/{step.total} {step.module}", highlight=False)
             last = (step.unit, step.done)
+
+        yield listen
+
+
+@contextmanager
+def check_progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a listener (done, total, what) that shows each part of a check and its time left."""
+    columns = (
+        TextColumn("{task.completed:>3}/{task.total}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        last = ""
+
+        def listen(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if what != last:
+                bar.reset(task)
+                if not err.is_terminal and done < total:
+                    err.print(f"running {what}", highlight=False)
+            bar.update(task, completed=done, total=total, description=what)
+            last = what
 
         yield listen
 

@@ -41,11 +41,12 @@ def test_quantize_check_inspect_and_generate_work_together(
     calibration = ["--calib", text, "--samples", "8", "--seq-len", "64"]
     assert _soroq(monkeypatch, *arguments, *calibration) == 0
     capsys.readouterr()
+    monkeypatch.setenv("SOROQ_CACHE", str(tmp_path / "cache"))
     check = ["--text", f"tg={text}", "--windows", "3", "--seq-len", "64", "--json"]
     assert _soroq(monkeypatch, "check", base, out, *check) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["tg"]["n_tokens"] == 3 * 63
-    assert document["tg"]["kl"] > 0
+    (found,) = json.loads(capsys.readouterr().out)["texts"]
+    assert found["n_tokens"] == 3 * 63
+    assert found["kl"]["estimate"] > 0
     assert _soroq(monkeypatch, "inspect", out, "--json") == 0
     described = json.loads(capsys.readouterr().out)
     assert len(described["layers"]) == 21
@@ -97,6 +98,12 @@ def test_calib_build_writes_a_set_that_quantize_takes(
         (["quantize", "BASE", "--samples", "100000"], "windows of 512 tokens, 70000 were asked"),
         (["quantize", "BASE", "--calib", "no.txt"], "does not exist"),
         (["check", "BASE", "nowhere"], "'nowhere' is not a local directory"),
+        (["check", "BASE", "BASE", "--text", "tg"], "--text 'tg' is not name=FILE"),
+        (["check", "BASE", "BASE", "--task", "t=no.jsonl"], "'no.jsonl' do not exist"),
+        (["check", "BASE", "BASE", "--gate", "no.toml"], "gate 'no.toml' can't be read"),
+        (["check", "BASE", "BASE", "--mode", "loud"], "--mode 'loud' is not one of text, letter"),
+        (["check", "BASE", "BASE", "--stride", "600"], "stride 600 does not fit"),
+        (["report", "no.json", "-o", "x.html"], "not a report of soroq check"),
         (["inspect", "README"], "'README' is not a local directory"),
     ],
 )

@@ -45,6 +45,7 @@ from soroq.calib.sources import builtin_documents
 from soroq.core.errors import CheckError
 from soroq.io.checkpoint import open_checkpoint
 from soroq.loading import load_tokenizer
+from soroq.manifest import read_manifest
 
 SCHEMA = "soroq-check/1"
 LANGUAGES = ("tg", "en")
@@ -122,7 +123,10 @@ class NoiseFloor:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a check found. verdict: "pass", "fail", "undecided" or "" without a gate."""
+    """Everything a check found. verdict: "pass", "fail", "undecided" or "" without a gate.
+
+    layers: what soroq.json says of the quantized model's linears, if it has one.
+    """
 
     base: str
     quant: str
@@ -134,6 +138,7 @@ class Report:
     noise: list[NoiseFloor]
     findings: list[Finding]
     verdict: str
+    layers: list[dict[str, Any]]
     settings: dict[str, Any]
     seconds: float
 
@@ -200,6 +205,7 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
         noise=noise,
         findings=findings,
         verdict=verdict_of(findings) if gate else "",
+        layers=_layers(request.quant),
         settings=_settings(request, base, quant, sets, level),
         seconds=time.monotonic() - started,
     )
@@ -398,6 +404,14 @@ def _generation_measures(
         "empty": lambda level: share_interval(round(empty), len(quant), level=level),
     }
     return {("generation", "generation", name): measure for name, measure in found.items()}
+
+
+def _layers(source: str) -> list[dict[str, Any]]:
+    manifest = read_manifest(Path(source)) if Path(source).is_dir() else None
+    if manifest is None:
+        return []
+    wanted = ("module", "scheme", "error", "error_rtn")
+    return [{key: layer[key] for key in wanted} for layer in manifest.layers]
 
 
 def _settings(

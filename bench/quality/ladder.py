@@ -16,51 +16,55 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from soroq.bench.quality.divergence import Outputs, compare, run_model
+from soroq.bench.quality.compare import compare_text
 from soroq.bench.quality.picture import scatter
-from soroq.bench.quality.windows import make_windows, read_texts
+from soroq.bench.quality.scores import Scorer
+from soroq.bench.quality.sets import make_set, read_passages
+from soroq.bench.quality.tables import QuantTable
 from soroq.bench.record import append_record, read_records
 
 BENCH = "quality-ladder"
+INTERVALS = ("delta_nll", "kl", "kl_p99", "top1", "top5")
+PLAIN = ("n_tokens", "n_windows", "perplexity", "bits_per_byte", "kl_max", "by_kind", "by_position")
 
 
 def run(options: argparse.Namespace) -> None:
     """Run every model once, compare each with the original."""
-    from soroq.calib.dataset import ids_sha256
-    from soroq.loading import load, load_tokenizer
+    from soroq.loading import load_tokenizer
 
     tokenizer = load_tokenizer(options.base)
     texts = dict(pair.split("=", 1) for pair in options.text)
-    ids = {
-        name: make_windows(
-            read_texts(Path(path)),
-            lambda text: tokenizer.encode(text, add_special_tokens=False),
-            bos=tokenizer.bos_token_id,
-            limit=options.windows,
-        )
+    sets = [
+        make_set(name, read_passages(Path(path)), tokenizer, limit=options.windows)
         for name, path in texts.items()
-    }
+    ]
     models = {"bfloat16": Path(options.base)}
     for scheme in options.scheme:
         models[scheme] = options.work / scheme
     models |= {f"peer:{n}": Path(p) for n, p in (pair.split("=", 1) for pair in options.peer)}
-    base: dict[str, Outputs] = {}
+    base = Scorer(options.base)
+    print(f"running {options.base}", flush=True)
+    tables = {one.name: base.base_table(one) for one in sets}
+    base.close()
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for name, path in models.items():
         print(f"running {name}", flush=True)
-        model = load(str(path), packed=False)
-        outputs = {text: run_model(model, rows) for text, rows in ids.items()}
-        del model
-        base = base or outputs
-        for text, rows in ids.items():
-            result = compare(base[text], outputs[text], rows)
-            facts = asdict(result) | {"perplexity": result.perplexity}
+        scorer = Scorer(str(path))
+        for one in sets:
+            table = tables[one.name]
+            other: QuantTable = scorer.quant_table(one, base, table)
+            result = asdict(compare_text(one, table, other, tokenizer))
+            facts = {key: result[key] for key in PLAIN}
+            for key in INTERVALS:
+                facts[key] = result[key]["estimate"]
+                facts[f"{key}_low"], facts[f"{key}_high"] = result[key]["low"], result[key]["high"]
             append_record(
                 BENCH,
-                {"run": started, "model": name, "text": text, "set_sha256": ids_sha256(rows)}
+                {"run": started, "model": name, "text": one.name, "set_sha256": one.sha256}
                 | facts
                 | _facts(path),
             )
+        scorer.close()
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -104,7 +108,8 @@ def table(models: dict[str, dict[str, dict[str, Any]]]) -> str:
             if r is None:
                 cells += [""] * 4
                 continue
-            cells += [f"{r['perplexity']:.2f}", f"{r['delta_nll']:.3f} ± {r['delta_nll_se']:.3f}"]
+            span = f"[{r['delta_nll_low']:.3f}, {r['delta_nll_high']:.3f}]"
+            cells += [f"{r['perplexity']:.2f}", f"{r['delta_nll']:.3f} {span}"]
             cells += [f"{r['kl']:.3f}", f"{r['top1']:.3f}"]
         any_row = next(iter(rows.values()))
         for key, scale in (("model_bytes", 1e6), ("seconds", 1), ("peak_rss_bytes", 1e9)):

@@ -13,8 +13,9 @@ from soroq.bench.quality.picture import FLOOR, scatter
 
 
 def _record(run: str, model: str, text: str, delta: float) -> dict[str, Any]:
-    measured = {"perplexity": 50.0, "delta_nll_se": 0.01, "kl": 0.1, "top1": 0.9}
-    return {"run": run, "model": model, "text": text, "delta_nll": delta} | measured
+    measured = {"perplexity": 50.0, "kl": 0.1, "top1": 0.9}
+    span = {"delta_nll": delta, "delta_nll_low": delta - 0.01, "delta_nll_high": delta + 0.01}
+    return {"run": run, "model": model, "text": text} | span | measured
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def test_table_is_of_the_last_run(records: None) -> None:
     text = ladder.table(ladder.last_run())
     assert "old" not in text
     row = next(line for line in text.splitlines() if "peer:gptq" in line)
-    assert "0.212 ± 0.010" in row
-    assert "0.462 ± 0.010" in row
+    assert "0.212 [0.202, 0.222]" in row
+    assert "0.462 [0.452, 0.472]" in row
 
 
 def test_picture_has_one_point_a_model(records: None) -> None:

@@ -1,4 +1,4 @@
-"""What the commands of `soroq.cli` do: build requests, call the library, print results."""
+"""quantize, calib build and schemes: build requests, call the library, print results."""
 
 import json
 import sys
@@ -108,14 +108,15 @@ def run_quantize(request: QuantizeRequest) -> None:
         _print_plan(request, recipe)
         return
     out = request.out or Path(f"{Path(request.model).stem}-{recipe.scheme.name}")
-    _quantize(request, recipe, out)
+    quantize_to(request, recipe, out)
     if request.json_out:
         print((out / "soroq.json").read_text(encoding="utf-8"))
     else:
         console.out.print(f"wrote {out}", highlight=False)
 
 
-def _quantize(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
+def quantize_to(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
+    """Quantize into `out` with progress on the terminal."""
     from soroq.pipeline.run import quantize
 
     calibration = None
@@ -293,165 +294,3 @@ def measure_gflops() -> float:
     for _ in range(4):
         x @ x
     return 4 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9
-
-
-def run_check(
-    base: str, quant: str, texts: Sequence[str], windows: int, seq_len: int, json_out: bool
-) -> None:
-    results = check_models(base, quant, texts, windows, seq_len)
-    if json_out:
-        document = {
-            name: asdict(c) | {"perplexity": c.perplexity, "perplexity_base": c.perplexity_base}
-            for name, c in results.items()
-        }
-        print(json.dumps(document, indent=2, sort_keys=True))
-        return
-    rows = [
-        [
-            name,
-            str(c.n_tokens),
-            f"{c.perplexity_base:.2f}",
-            f"{c.perplexity:.2f}",
-            f"{c.delta_nll:+.4f} ± {c.delta_nll_se:.4f}",
-            f"{c.kl:.4f}",
-            f"{c.top1:.3f}",
-        ]
-        for name, c in results.items()
-    ]
-    columns = ["text", "tokens", "ppl base", "ppl", "ΔNLL", "KL", "top-1"]
-    console.table(f"{quant} against {base}", columns, rows)
-
-
-def check_models(
-    base: str, quant: str, texts: Sequence[str], windows: int, seq_len: int
-) -> dict[str, Any]:
-    """Return name → Comparison of two models on texts given as 'name=FILE' (none: built-in)."""
-    from soroq.bench.quality.divergence import compare, run_model
-    from soroq.bench.quality.windows import make_windows, read_texts
-    from soroq.loading import load, load_tokenizer
-
-    tokenizer = load_tokenizer(base)
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    passages: dict[str, list[str]] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals:
-            raise CalibrationError(f"--text {text!r} is not name=FILE, e.g. tg=valid.jsonl")
-        passages[name] = read_texts(Path(path))
-    if not passages:
-        passages = {
-            language: [d.plain for d in builtin_documents(language, "check")]
-            for language in DEFAULT_MIX
-        }
-    ids = {
-        name: make_windows(
-            parts, encode, bos=tokenizer.bos_token_id, seq_len=seq_len, limit=windows
-        )
-        for name, parts in passages.items()
-    }
-    outputs = []
-    for source in (base, quant):
-        console.err.print(f"running {source}", highlight=False)
-        model = load(source, packed=False)
-        outputs.append({name: run_model(model, rows) for name, rows in ids.items()})
-        del model
-    return {name: compare(outputs[0][name], outputs[1][name], rows) for name, rows in ids.items()}
-
-
-def run_inspect(model: str, json_out: bool) -> None:
-    from soroq.inspection import describe
-
-    description = describe(model)
-    if json_out:
-        print(json.dumps(asdict(description), indent=2, sort_keys=True))
-        return
-    console.table(
-        description.path, ["what", "value"], [[key, value] for key, value in description.facts]
-    )
-    if description.layers:
-        rows = [
-            [
-                layer["module"],
-                layer["scheme"],
-                layer["method"],
-                f"{layer['bits_per_weight']:.2f}",
-                "" if layer["error"] is None else f"{layer['error']:.5f}",
-                "" if layer["error_rtn"] is None else f"{layer['error_rtn']:.5f}",
-            ]
-            for layer in description.layers
-        ]
-        columns = ["module", "scheme", "method", "bits", "error", "rounding"]
-        console.table("layers (error relative to the layer's output)", columns, rows)
-
-
-def run_generate(
-    model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool
-) -> str:
-    """Stream a continuation to stdout and return it."""
-    import torch
-    from transformers import TextStreamer
-
-    from soroq.loading import load, load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    network = load(model)
-    if tokenizer.chat_template and not raw:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        ).removeprefix(tokenizer.bos_token or "")
-    else:
-        text = prompt
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=True)
-    torch.manual_seed(seed)
-    sampling = (
-        {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    )
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    result = network.generate(**ids, max_new_tokens=max_tokens, streamer=streamer, **sampling)
-    new = result[0, ids["input_ids"].shape[1] :]
-    decoded: str = tokenizer.decode(new, skip_special_tokens=True)
-    return decoded
-
-
-DEMO_PROMPTS = ("Душанбе пойтахти", "Дар мактаб хонандагон", "Тоҷикистон кишварест, ки")
-
-
-def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
-    started = time.monotonic()
-    say = console.out.print
-    request = QuantizeRequest(
-        "gemma3-270m",
-        out,
-        scheme,
-        "",
-        None,
-        (),
-        (),
-        "none",
-        "builtin",
-        "",
-        samples,
-        512,
-        0,
-        0.01,
-        None,
-        False,
-        out.with_name(out.name + ".partial").exists(),
-        False,
-    )
-    if not (out / "soroq.json").is_file():
-        say(f"1. soroq quantize gemma3-270m --scheme {scheme} --samples {samples} -o {out}")
-        _quantize(request, request.recipe(), out)
-    say(f"2. soroq check gemma3-270m {out} --windows {windows}")
-    run_check("gemma3-270m", str(out), (), windows, 512, False)
-    say("3. soroq generate")
-    for prompt in DEMO_PROMPTS:
-        sys.stdout.write(f"> {prompt}")
-        run_generate(str(out), prompt, 24, 0.0, 0, True)
-    size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
-    say(f"model: {out.resolve()} ({size / 1e6:.0f} MB), what was done: {out / 'soroq.json'}")
-    say(f"{time.monotonic() - started:.0f} s")

@@ -1,0 +1,107 @@
+"""inspect, generate and demo."""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from soroq import console
+from soroq.bench.quality.check import CheckRequest
+from soroq.commands.check import Outputs, run_check
+from soroq.commands.quantize import QuantizeRequest, quantize_to
+
+
+def run_inspect(model: str, json_out: bool) -> None:
+    from soroq.inspection import describe
+
+    description = describe(model)
+    if json_out:
+        print(json.dumps(asdict(description), indent=2, sort_keys=True))
+        return
+    console.table(
+        description.path, ["what", "value"], [[key, value] for key, value in description.facts]
+    )
+    if description.layers:
+        rows = [
+            [
+                layer["module"],
+                layer["scheme"],
+                layer["method"],
+                f"{layer['bits_per_weight']:.2f}",
+                "" if layer["error"] is None else f"{layer['error']:.5f}",
+                "" if layer["error_rtn"] is None else f"{layer['error_rtn']:.5f}",
+            ]
+            for layer in description.layers
+        ]
+        columns = ["module", "scheme", "method", "bits", "error", "rounding"]
+        console.table("layers (error relative to the layer's output)", columns, rows)
+
+
+def run_generate(
+    model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool
+) -> str:
+    """Stream a continuation to stdout and return it."""
+    import torch
+    from transformers import TextStreamer
+
+    from soroq.loading import load, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    network = load(model)
+    if tokenizer.chat_template and not raw:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        ).removeprefix(tokenizer.bos_token or "")
+    else:
+        text = prompt
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=True)
+    torch.manual_seed(seed)
+    sampling = (
+        {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    )
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    result = network.generate(**ids, max_new_tokens=max_tokens, streamer=streamer, **sampling)
+    new = result[0, ids["input_ids"].shape[1] :]
+    decoded: str = tokenizer.decode(new, skip_special_tokens=True)
+    return decoded
+
+
+DEMO_PROMPTS = ("Душанбе пойтахти", "Дар мактаб хонандагон", "Тоҷикистон кишварест, ки")
+
+
+def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
+    started = time.monotonic()
+    say = console.out.print
+    request = QuantizeRequest(
+        "gemma3-270m",
+        out,
+        scheme,
+        "",
+        None,
+        (),
+        (),
+        "none",
+        "builtin",
+        "",
+        samples,
+        512,
+        0,
+        0.01,
+        None,
+        False,
+        out.with_name(out.name + ".partial").exists(),
+        False,
+    )
+    if not (out / "soroq.json").is_file():
+        say(f"1. soroq quantize gemma3-270m --scheme {scheme} --samples {samples} -o {out}")
+        quantize_to(request, request.recipe(), out)
+    say(f"2. soroq check gemma3-270m {out} --windows {windows}")
+    run_check(CheckRequest("gemma3-270m", str(out), windows=windows), Outputs())
+    say("3. soroq generate")
+    for prompt in DEMO_PROMPTS:
+        sys.stdout.write(f"> {prompt}")
+        run_generate(str(out), prompt, 24, 0.0, 0, True)
+    size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    say(f"model: {out.resolve()} ({size / 1e6:.0f} MB), what was done: {out / 'soroq.json'}")
+    say(f"{time.monotonic() - started:.0f} s")

@@ -1,0 +1,196 @@
+"""The whole check on tiny models: verdicts and exit codes, reports, cards, pages."""
+
+import json
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soroq.bench.quality.check import CheckRequest, Report, check
+from soroq.bench.quality.page import _front, page
+from soroq.bench.quality.report import BEGIN, card_section, markdown, write_card
+from soroq.cli import app
+from soroq.core.errors import CheckError
+from soroq.core.recipe import Recipe
+from soroq.core.schemes import get_scheme
+from soroq.models.tiny import write_tiny_model
+from soroq.pipeline.run import quantize
+
+TEXT = "Душанбе пойтахти Тоҷикистон аст. Дар мактаб хонандагон китоб мехонанд. "
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("check")
+    base = write_tiny_model(folder / "base", hidden_size=128)
+    scheme = get_scheme("int4-rtn", group_size=32)
+    quantize(base, folder / "quant", recipe=Recipe(scheme), calibration=None)
+    return base, folder / "quant"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    kinds = ["news", "law"]
+    rows = [{"text": TEXT * 8 + str(i), "kind": kinds[i % 2]} for i in range(8)]
+    items = [
+        {"question": f"Чанд? {i}", "choices": ["як", "ду", "се"], "answer": i % 3}
+        for i in range(30)
+    ]
+    free = [{"question": f"Чист? {i}", "reference": "х", "metric": "chrf"} for i in range(4)]
+    for name, data in (("tg", rows), ("items", items), ("free", free)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in data))
+    return {name: tmp_path / f"{name}.jsonl" for name in ("tg", "items", "free")}
+
+
+def _request(models: tuple[Path, Path], files: dict[str, Path], cache: Path, **more: Any) -> Any:
+    return CheckRequest(
+        str(models[0]),
+        str(models[1]),
+        texts={"tg": files["tg"]},
+        tasks={"items": files["items"], "free": files["free"]},
+        seq_len=64,
+        max_tokens=4,
+        cache=cache,
+        **more,
+    )
+
+
+@pytest.fixture
+def report(models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path) -> Report:
+    found: Report = check(
+        _request(models, files, tmp_path / "c", prompts=3, noise_floor=True, gated=False)
+    )
+    return found
+
+
+def test_a_report_has_texts_tasks_noise_and_layers(report: Report) -> None:
+    (text,) = report.texts
+    assert set(text.by_kind) == {"news", "law"}
+    assert sum(n for n, _, _ in text.by_kind.values()) == text.n_tokens
+    assert sum(n for n, _, _ in text.by_position.values()) == text.n_tokens
+    assert 0 < text.kl.low < text.kl.estimate < text.kl.high
+    assert text.kl_p99.estimate <= text.kl_max
+    assert {(t.name, t.scoring, t.primary) for t in report.tasks} == {
+        ("items", "normalized", True),
+        ("items", "raw", False),
+        ("free", "chrf", True),
+    }
+    for task in report.tasks:
+        assert task.difference.low <= task.quant - task.base <= task.difference.high
+    assert report.noise[0].kl < 1e-6 < text.kl.estimate
+    assert len(report.layers) == 21
+    assert report.verdict == ""
+    assert report.quant_bytes < report.base_bytes
+    assert report.generation is not None
+    assert len(report.generation.texts) == 3
+
+
+def test_the_report_is_json_without_nan(report: Report) -> None:
+    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert document["schema"] == "soroq-check/1"
+    assert document["tasks"][0]["recovery"]["n"] == 30
+
+
+def test_a_model_against_itself_passes_any_gate(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate.toml"
+    gate.write_text(
+        "[text.tg]\ndelta_nll = 0.0\nkl = 0.0\nkl_p99 = 0.0\ntop1 = 1.0\nnon_finite = 0\n"
+        "[task.free]\nscore_difference = 0.0\n[task.items]\nrecovery = 0.5\n"
+    )
+    same = CheckRequest(
+        str(models[0]),
+        str(models[0]),
+        texts={"tg": files["tg"]},
+        tasks={"items": files["items"], "free": files["free"]},
+        seq_len=64,
+        max_tokens=4,
+        cache=tmp_path / "c",
+        gate=gate,
+    )
+    found = check(same)
+    assert found.verdict == "pass", [str(f) for f in found.findings]
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict", "code"),
+    [("kl = 5.0", "pass", 0), ("kl = 1e-6", "fail", 1), ("kl = MEAN", "undecided", 3)],
+)
+def test_exit_codes_say_the_verdict(
+    limit: str, verdict: str, code: int, models: tuple[Path, Path], files: dict[str, Path],
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SOROQ_CACHE", str(tmp_path))
+    (tmp_path / "gate.toml").write_text(
+        "[text.tg]\n" + limit.replace("MEAN", f"{report.texts[0].kl.estimate:.9f}")
+    )
+    arguments = ["check", *map(str, models), "--text", f"tg={files['tg']}", "--seq-len", "64"]
+    with pytest.raises(SystemExit) as end:
+        app([*arguments, "--gate", str(tmp_path / "gate.toml")])
+    assert end.value.code == code
+    assert f"verdict: {verdict}" in capsys.readouterr().out
+
+
+def test_markdown_and_card_say_what_was_measured(report: Report, tmp_path: Path) -> None:
+    text = markdown(report)
+    assert f"{report.texts[0].kl.estimate:.3f} [" in text
+    assert "law" in text
+    (tmp_path / "README.md").write_text("# A model\n\nMade.\n")
+    write_card(tmp_path, card_section(report))
+    write_card(tmp_path, "again")
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("# A model")
+    assert card.count(BEGIN) == 1
+    assert "again" in card
+    assert "KL" not in card
+
+
+class _Seen(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag in ("script", "link", "img", "iframe"):
+            self.loads.append(tag)
+        if tag not in ("meta", "path", "circle", "rect", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "circle", "rect", "polyline"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(report: Report) -> None:
+    document = report.to_json()
+    hostile = json.loads(json.dumps(document))
+    hostile["texts"][0]["worst"][0]["context"] = "<script>alert(1)</script>"
+    html = page([document, hostile])
+    seen = _Seen()
+    seen.feed(html)
+    assert seen.open == []
+    assert seen.loads == []
+    assert "http" not in html
+    assert "prefers-color-scheme: dark" in html
+    for svg in html.split("<svg")[1:]:
+        root = ET.fromstring("<svg" + svg.partition("</svg>")[0] + "</svg>")
+        for node in root.iter():
+            for key in ("x", "y", "cx", "cy"):
+                assert -1 <= float(node.attrib.get(key, 0)) <= 1200
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = [(400.0, 0.1), (380.0, 0.5), (390.0, 0.6), (440.0, 0.01), (450.0, 0.02)]
+    assert _front(points) == [(380.0, 0.5), (400.0, 0.1), (440.0, 0.01)]
+
+
+def test_shots_that_leave_nothing_are_refused(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckError, match="30 shots leave no item"):
+        check(_request(models, files, tmp_path / "c", shots=30))
