@@ -117,7 +117,7 @@ def check(
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="name=FILE of items: TajLiB, TALIM, Belebele, MMLU, …, or your own."),
+        typer.Option(help="name=FILE of items (TajLiB, TALIM, MMLU, your own), or lm_eval:NAME."),
     ] = None,
     windows: Annotated[int, typer.Option(help="At most so many windows a text.", min=1)] = 16,
     seq_len: Annotated[int, typer.Option(help="Tokens in a window.", min=8)] = 512,
@@ -148,13 +148,16 @@ def check(
     Exit code 0: passed (or no gate), 1: failed, 3: undecided, the data can't tell.
     """
     from soroq.bench.quality.check import CheckRequest
+    from soroq.bench.quality.tasks.harness import PREFIX
     from soroq.commands.check import Outputs, parse_files, run_check
 
+    own = [spec for spec in task or () if not spec.startswith(PREFIX)]
     request = CheckRequest(
         base,
         quant,
         texts=parse_files(text or (), "--text"),
-        tasks=parse_files(task or (), "--task"),
+        tasks=parse_files(own, "--task"),
+        harness=tuple(s.removeprefix(PREFIX) for s in task or () if s.startswith(PREFIX)),
         windows=windows,
         seq_len=seq_len,
         stride=stride,

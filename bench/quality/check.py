@@ -39,6 +39,7 @@ from soroq.bench.quality.stats import (
 from soroq.bench.quality.tables import BaseTable
 from soroq.bench.quality.tasks.choices import MODES, ChoiceScores, score_choices
 from soroq.bench.quality.tasks.free import Health, generate_all, health, mean_health, score_free
+from soroq.bench.quality.tasks.harness import HarnessScores, run_harness
 from soroq.bench.quality.tasks.items import Item, read_items
 from soroq.bench.quality.tasks.prompts import split_shots
 from soroq.calib.sources import builtin_documents
@@ -57,8 +58,9 @@ HEALTH_TOKENS = 64
 class CheckRequest:
     """What to check. texts and tasks: name → file; no text at all means the built-in ones.
 
-    windows: at most so many a text; items: at most so many a task; prompts: texts that generation
-    is tried on (0: not tried); noise_floor: also run the base under another attention.
+    harness: names of lm-evaluation-harness tasks. windows: at most so many a text; items: at most
+    so many a task; prompts: texts that generation is tried on (0: not tried); noise_floor: also
+    run the base under another attention.
     """
 
     base: str
@@ -69,6 +71,7 @@ class CheckRequest:
     seq_len: int = 512
     stride: int | None = None
     items: int | None = None
+    harness: tuple[str, ...] = ()
     shots: int = 0
     mode: str = "text"
     max_tokens: int = 64
@@ -173,6 +176,7 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     base = Scorer(request.base, cache=request.cache, listen=listen)
     tables = [base.base_table(one) for one in sets]
     base_answers = _answers(base, tasks, request, listen)
+    base_harness = _harness(base, request, listen)
     base_texts = generate_all(base, prompts, HEALTH_TOKENS, name="generation", listen=listen)
     base.close()
     noise = _noise(base, sets, tables, request, listen) if request.noise_floor else []
@@ -183,9 +187,13 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
         for one, table, other in zip(sets, tables, quant_tables, strict=True)
     ]
     answers = _answers(quant, tasks, request, listen)
+    quant_harness = _harness(quant, request, listen)
     quant_texts = generate_all(quant, prompts, HEALTH_TOKENS, name="generation", listen=listen)
     quant.close()
     results, measured = _task_results(base_answers, answers, level, request.mode)
+    more, more_measured = _harness_results(base_harness, quant_harness, level)
+    results = _adjusted(results + more)
+    measured |= more_measured
     generation = None
     if prompts:
         before, after = [health(text) for text in base_texts], [health(t) for t in quant_texts]
@@ -305,19 +313,63 @@ def _task_results(
                 )
                 results.append(_choice_result(name, scoring, rank == 0, counts, level))
                 label = name if rank == 0 else f"{name}:{scoring}"
-                measured["task", label, "recovery"] = _at(recovery_interval, counts)
-                measured["task", label, "accuracy_difference"] = _at(difference_interval, counts)
+                measured |= _choice_measures(label, counts)
         if free:
             b, q = np.array(free), np.array(other_free)
             result = _free_result(name, metric, not choices, b, q, level)
             results.append(result)
             label = f"{name}:{metric}" if choices else name
-            measured["task", label, "score_difference"] = _at(mean_interval, q - b)
-            measured["task", label, "recovery"] = lambda level, b=b, q=q: _share(b, q, level)  # type: ignore[misc]
-    tested = [i for i, r in enumerate(results) if r.primary and not math.isnan(r.p_value)]
-    for i, p in zip(tested, holm([results[i].p_value for i in tested]), strict=True):
-        results[i] = replace(results[i], p_adjusted=p)
+            measured |= _free_measures(label, b, q)
     return results, measured
+
+
+def _adjusted(results: list[TaskResult]) -> list[TaskResult]:
+    """Adjust the p-values of the scorings that count for being many."""
+    tested = [i for i, r in enumerate(results) if r.primary and not math.isnan(r.p_value)]
+    adjusted = dict(zip(tested, holm([results[i].p_value for i in tested]), strict=True))
+    return [replace(r, p_adjusted=adjusted.get(i, math.nan)) for i, r in enumerate(results)]
+
+
+def _harness(scorer: Scorer, request: CheckRequest, listen: Listen) -> dict[str, HarnessScores]:
+    found = {}
+    for index, spec in enumerate(request.harness):
+        listen(index, len(request.harness), f"{scorer.source} lm_eval")
+        found[spec.partition("@")[0]] = run_harness(
+            scorer, spec, shots=request.shots, limit=request.items
+        )
+    return found
+
+
+def _harness_results(
+    base: Mapping[str, HarnessScores], quant: Mapping[str, HarnessScores], level: float
+) -> tuple[list[TaskResult], dict[tuple[str, str, str], Measure]]:
+    results: list[TaskResult] = []
+    measured: dict[tuple[str, str, str], Measure] = {}
+    for name, scores in base.items():
+        order = sorted(scores.values)
+        b, q = (np.array([s.values[key] for key in order]) for s in (scores, quant[name]))
+        if set(np.unique(np.concatenate([b, q]))) <= {0.0, 1.0}:
+            counts = PairedCounts.of(b > 0, (q > 0).tolist())
+            results.append(_choice_result(name, scores.metric, True, counts, level))
+            measured |= _choice_measures(name, counts)
+        else:
+            results.append(_free_result(name, scores.metric, True, b, q, level))
+            measured |= _free_measures(name, b, q)
+    return results, measured
+
+
+def _choice_measures(label: str, counts: PairedCounts) -> dict[tuple[str, str, str], Measure]:
+    return {
+        ("task", label, "recovery"): _at(recovery_interval, counts),
+        ("task", label, "accuracy_difference"): _at(difference_interval, counts),
+    }
+
+
+def _free_measures(label: str, base: Any, quant: Any) -> dict[tuple[str, str, str], Measure]:
+    return {
+        ("task", label, "score_difference"): _at(mean_interval, quant - base),
+        ("task", label, "recovery"): lambda level: _share(base, quant, level),
+    }
 
 
 def _at(interval: Callable[..., Interval], data: Any) -> Measure:

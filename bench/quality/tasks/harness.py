@@ -1,0 +1,99 @@
+"""Tasks of lm-evaluation-harness, run on both models and paired item by item.
+
+    soroq check BASE QUANT --task lm_eval:belebele_tgk_Cyrl
+
+Needs `pip install lm-eval` and the task's data on this machine; `lm_eval:NAME@DIR` also looks for
+task files in DIR. Prompts, few-shot examples and metrics are the harness's own.
+"""
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soroq.bench.quality.scores import Scorer
+from soroq.bench.quality.tasks.choices import write_json
+from soroq.core.errors import CheckError
+
+PREFIX = "lm_eval:"
+# the first of these that a task reports is the one that gates look at
+PREFERRED = ("acc_norm", "acc", "exact_match", "em", "chrf", "f1")
+
+
+@dataclass(frozen=True)
+class HarnessScores:
+    """Values of one metric, an item each, by subtask and document."""
+
+    metric: str
+    values: dict[str, float]
+
+
+def run_harness(
+    scorer: Scorer, spec: str, *, shots: int | None = None, limit: int | None = None
+) -> HarnessScores:
+    """Run the task `spec` ("NAME" or "NAME@DIR") on a model; results are kept in the cache.
+
+    Raises CheckError when lm-eval is missing, or the task or its data can't be found.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise CheckError(f"{PREFIX}{spec} needs lm-evaluation-harness: pip install lm-eval")
+    import lm_eval
+
+    key = hashlib.sha256(json.dumps([spec, shots, limit, lm_eval.__version__]).encode())
+    file = scorer.item_file(f"lm-eval-{key.hexdigest()[:24]}")
+    if not file.exists():
+        samples = _evaluate(scorer, spec, shots, limit)
+        write_json(file, _pick(samples, spec))
+    document = json.loads(file.read_text(encoding="utf-8"))
+    return HarnessScores(document["metric"], document["values"])
+
+
+def _evaluate(
+    scorer: Scorer, spec: str, shots: int | None, limit: int | None
+) -> dict[str, list[dict[str, Any]]]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    name, _, folder = spec.partition("@")
+    if folder and not Path(folder).is_dir():
+        raise CheckError(f"{PREFIX}{spec}: {folder!r} is not a directory of tasks")
+    manager = TaskManager(include_path=folder or None)
+    if not manager.match_tasks([name]):
+        raise CheckError(f"lm-evaluation-harness has no task {name!r}; see `lm-eval ls tasks`")
+    model = HFLM(
+        pretrained=scorer.model.network,
+        tokenizer=scorer.model.tokenizer,
+        batch_size=1,
+        device="cpu",
+        add_bos_token=scorer.model.tokenizer.bos_token_id is not None,
+    )
+    try:
+        result = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[name],
+            num_fewshot=shots or None,
+            limit=limit,
+            task_manager=manager,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+    except (OSError, ConnectionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckError(
+            f"{PREFIX}{spec} could not be run: {reason}; its data has to be on this machine"
+        ) from error
+    samples: dict[str, list[dict[str, Any]]] = result["samples"]
+    return samples
+
+
+def _pick(samples: dict[str, list[dict[str, Any]]], spec: str) -> dict[str, Any]:
+    """Return the preferred metric's value of every sample."""
+    rows = [(task, row) for task, found in sorted(samples.items()) for row in found]
+    for metric in PREFERRED:
+        if rows and all(isinstance(row.get(metric), int | float) for _, row in rows):
+            values = {f"{task}/{row['doc_id']}": float(row[metric]) for task, row in rows}
+            return {"metric": metric, "values": values}
+    raise CheckError(f"{PREFIX}{spec} reports none of {', '.join(PREFERRED)} for its items")
