@@ -1,0 +1,96 @@
+"""Perplexity of one model by three programs on the same tokens: soroq, lm-eval, llama.cpp.
+
+    python parity.py --text tg=valid.jsonl --text en=valid-en.jsonl --windows 4
+
+Needs soroq, lm-eval and cyllama (llama.cpp for Python) in one environment. llama.cpp reads the
+demo package's GGUF itself, so its weights are the same ones before their expansion to bfloat16; it
+rounds activations to 8 bits in its matrix products.
+"""
+
+import argparse
+import importlib
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from soroq.bench.quality.scores import Scorer
+from soroq.bench.quality.sets import EvalSet, make_set, read_passages
+from soroq.bench.record import append_record
+from soroq.io.demo_model import DEMO_MODELS
+
+DEMO = "gemma3-270m"
+
+
+def by_soroq(scorer: Scorer, windows: EvalSet) -> float:
+    """Return the perplexity that `soroq check` reports."""
+    return math.exp(float(scorer.base_table(windows).nll[windows.scored.flatten()].mean()))
+
+
+def by_lm_eval(scorer: Scorer, windows: EvalSet) -> float:
+    """Return exp of the harness's mean negative log-likelihood of each window behind its BOS."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(
+        pretrained=scorer.model.network,
+        tokenizer=scorer.model.tokenizer,
+        batch_size=1,
+        device="cpu",
+    )
+    requests = [(("", ""), row[:1].tolist(), row[1:].tolist()) for row in windows.ids]
+    found = model._loglikelihood_tokens(requests, disable_tqdm=True)
+    return math.exp(-sum(value for value, _ in found) / windows.n_tokens)
+
+
+def by_llama_cpp(gguf: Path, windows: EvalSet) -> float:
+    """Return the perplexity that llama.cpp's logits give."""
+    from cyllama.llama import llama_cpp as llama
+
+    length = windows.ids.shape[1]
+    model = llama.LlamaModel(str(gguf), verbose=False)
+    params = llama.LlamaContextParams()
+    params.n_ctx = params.n_batch = params.n_ubatch = length
+    context = llama.LlamaContext(model, params, verbose=False)
+    total = 0.0
+    for row in windows.ids.tolist():
+        context.kv_cache_clear()
+        batch = llama.LlamaBatch(n_tokens=length, embd=0, n_seq_max=1)
+        for place, token in enumerate(row):
+            batch.add(token, place, [0], True)
+        context.decode(batch)
+        for place, target in enumerate(row[1:]):
+            logits = torch.tensor(context.get_logits_ith(place), dtype=torch.float64)
+            total -= float(logits[target] - logits.logsumexp(0))
+    return math.exp(total / windows.n_tokens)
+
+
+def main() -> None:
+    """Parse the command line, run all three on every text, append records."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", action="append", default=[])
+    parser.add_argument("--windows", type=int, default=4)
+    options = parser.parse_args()
+    scorer = Scorer(DEMO)
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = Path(folder) / "model.gguf"
+        package: Any = importlib.import_module(DEMO_MODELS[DEMO])
+        package.assemble(gguf)
+        for name, path in (pair.split("=", 1) for pair in options.text):
+            tokenizer = scorer.model.tokenizer
+            windows = make_set(name, read_passages(Path(path)), tokenizer, limit=options.windows)
+            facts: dict[str, Any] = {
+                "text": name,
+                "set_sha256": windows.sha256,
+                "n_tokens": windows.n_tokens,
+                "soroq": by_soroq(scorer, windows),
+                "lm_eval": by_lm_eval(scorer, windows),
+                "llama_cpp": by_llama_cpp(gguf, windows),
+            }
+            print(facts, flush=True)
+            append_record("perplexity-parity", facts)
+
+
+if __name__ == "__main__":
+    main()
