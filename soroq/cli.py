@@ -74,6 +74,18 @@ def quantize(
             "--distill/--no-distill", help="Tune scales and norms at the end; see `soroq schemes`."
         ),
     ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Mix formats within so many bits a weight, e.g. 4.5bpw.")
+    ] = "",
+    max_size: Annotated[
+        str, typer.Option(help="Mix formats within this output size, e.g. 2.5GB.")
+    ] = "",
+    max_dnll: Annotated[
+        float | None, typer.Option(help="The smallest mix that should lose no more, nats a token.")
+    ] = None,
+    sensitivity: Annotated[
+        Path | None, typer.Option(help="A file of `soroq sensitivity`; default: measured now.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
@@ -81,6 +93,7 @@ def quantize(
     json_out: Json = False,
 ) -> None:
     """Quantize a model into a new directory."""
+    from soroq.commands.budget import parse_budget
     from soroq.commands.quantize import QuantizeRequest, run_quantize
 
     run_quantize(
@@ -100,6 +113,7 @@ def quantize(
             seed,
             damp,
             distill,
+            parse_budget(budget, max_size, max_dnll, sensitivity),
             dry_run,
             resume,
             json_out,
@@ -186,6 +200,22 @@ def report(
 
 
 @app.command()
+def sensitivity(
+    model: Source,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")] = Path(
+        "sensitivity.json"
+    ),
+    windows: Annotated[int, typer.Option(help="Windows of built-in Tajik text.", min=1)] = 4,
+    seq_len: Annotated[int, typer.Option(min=8)] = 256,
+    json_out: Json = False,
+) -> None:
+    """What each group of linears costs when it alone is quantized (KL on Tajik text)."""
+    from soroq.commands.budget import run_sensitivity
+
+    run_sensitivity(model, out, windows, seq_len, json_out)
+
+
+@app.command()
 def inspect(model: Source, json_out: Json = False) -> None:
     """Show what is in a checkpoint."""
     from soroq.commands.show import run_inspect
@@ -223,7 +253,7 @@ def calib_build(
     license: Annotated[str, typer.Option(help="Licence of the text, for the record.")] = "unknown",
 ) -> None:
     """Make a calibration set from text."""
-    from soroq.commands.quantize import run_calib_build
+    from soroq.commands.calibration import run_calib_build
 
     run_calib_build(out, model, tuple(text or ()), mix, samples, seq_len, seed, license)
 

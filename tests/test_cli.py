@@ -54,6 +54,23 @@ def test_quantize_check_inspect_and_generate_work_together(
     assert capsys.readouterr().out.strip()
 
 
+def test_sensitivity_then_a_budget_mix_formats(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOROQ_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "s.json"
+    sizes = ["--windows", "2", "--seq-len", "32"]
+    assert _soroq(monkeypatch, "sensitivity", base, "-o", file, *sizes) == 0
+    out = tmp_path / "out"
+    budget = ["--scheme", "int4-rtn", "--sensitivity", file, "-o", out]
+    assert _soroq(monkeypatch, "quantize", base, "--budget", "5bpw", *budget) == 0
+    assert "budget: " in capsys.readouterr().err
+    layers = json.loads((out / "soroq.json").read_text())["layers"]
+    assert len({layer["bits_per_weight"] for layer in layers}) > 1
+    assert _soroq(monkeypatch, "quantize", base, "--max-size", "0.01MB", *budget) == 2
+    assert "below the" in capsys.readouterr().err
+
+
 def test_dry_run_names_every_module_and_touches_nothing(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +114,11 @@ def test_calib_build_writes_a_set_that_quantize_takes(
         (["quantize", "BASE", "--mix", "tg"], "mix 'tg' is not like tg=0.8,en=0.2"),
         (["quantize", "BASE", "--samples", "100000"], "windows of 512 tokens, 70000 were asked"),
         (["quantize", "BASE", "--calib", "no.txt"], "does not exist"),
+        (["quantize", "BASE", "--budget", "few"], "'few' is no budget"),
+        (["quantize", "BASE", "--max-size", "2.5"], "'2.5' is no budget"),
+        (["quantize", "BASE", "--budget", "4.5bpw", "--max-dnll", "0.1"], "exclude each other"),
+        (["quantize", "BASE", "--sensitivity", "s.json"], "needs --budget"),
+        (["quantize", "BASE", "--budget", "4.5", "--sensitivity", "s.json"], "s.json: not a file"),
         (["check", "BASE", "nowhere"], "'nowhere' is not a local directory"),
         (["check", "BASE", "BASE", "--text", "tg"], "--text 'tg' is not name=FILE"),
         (["check", "BASE", "BASE", "--task", "t=no.jsonl"], "'no.jsonl' do not exist"),

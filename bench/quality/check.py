@@ -10,8 +10,8 @@ cached, so a second candidate costs one run, and a stopped check goes on.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,25 @@ from soroq.bench.quality.sets import EvalSet, Passage, make_set, read_passages
 from soroq.bench.quality.stats import (
     Floats,
     Interval,
-    PairedCounts,
-    difference_interval,
-    holm,
-    mcnemar,
     mean_interval,
     quantile_interval,
-    recovery_interval,
     share_interval,
-    smallest_visible_difference,
-    smallest_visible_mean,
 )
 from soroq.bench.quality.tables import BaseTable
-from soroq.bench.quality.tasks.choices import MODES, ChoiceScores, score_choices
-from soroq.bench.quality.tasks.free import Health, generate_all, health, mean_health, score_free
-from soroq.bench.quality.tasks.harness import HarnessScores, run_harness
-from soroq.bench.quality.tasks.items import Item, read_items
-from soroq.bench.quality.tasks.prompts import split_shots
+from soroq.bench.quality.tasks.choices import MODES
+from soroq.bench.quality.tasks.free import Health, generate_all, health, mean_health
+from soroq.bench.quality.tasks.items import read_items
+from soroq.bench.quality.tasks.results import (
+    Measures,
+    TaskOptions,
+    TaskResult,
+    adjust,
+    at_level,
+    harness_results,
+    run_harness_tasks,
+    run_tasks,
+    task_results,
+)
 from soroq.calib.sources import builtin_documents
 from soroq.core.errors import CheckError
 from soroq.io.checkpoint import open_checkpoint
@@ -81,27 +83,6 @@ class CheckRequest:
     noise_floor: bool = False
     seed: int = 0
     cache: Path | None = None
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One task under one way of scoring: "normalized", "raw", "letter", "exact", "number", "chrf".
-
-    primary: the scoring that gates look at. p_value: McNemar's exact test (choices), adjusted for
-    the number of tasks in p_adjusted (Holm); nan for free answers.
-    """
-
-    name: str
-    scoring: str
-    primary: bool
-    n: int
-    base: float
-    quant: float
-    difference: Interval
-    recovery: Interval
-    p_value: float
-    p_adjusted: float
-    smallest_visible: float
 
 
 @dataclass(frozen=True)
@@ -173,10 +154,13 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     ]
     tasks = {name: read_items(path) for name, path in (request.tasks or {}).items()}
     prompts = _prompts(request.prompts)
+    options = TaskOptions(
+        request.shots, request.items, request.mode, request.max_tokens, request.seed
+    )
     base = Scorer(request.base, cache=request.cache, listen=listen)
     tables = [base.base_table(one) for one in sets]
-    base_answers = _answers(base, tasks, request, listen)
-    base_harness = _harness(base, request, listen)
+    base_answers = run_tasks(base, tasks, options, listen)
+    base_harness = run_harness_tasks(base, request.harness, options, listen)
     base_texts = generate_all(base, prompts, HEALTH_TOKENS, name="generation", listen=listen)
     base.close()
     noise = _noise(base, sets, tables, request, listen) if request.noise_floor else []
@@ -186,13 +170,13 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
         compare_text(one, table, other, tokenizer, level=level)
         for one, table, other in zip(sets, tables, quant_tables, strict=True)
     ]
-    answers = _answers(quant, tasks, request, listen)
-    quant_harness = _harness(quant, request, listen)
+    answers = run_tasks(quant, tasks, options, listen)
+    quant_harness = run_harness_tasks(quant, request.harness, options, listen)
     quant_texts = generate_all(quant, prompts, HEALTH_TOKENS, name="generation", listen=listen)
     quant.close()
-    results, measured = _task_results(base_answers, answers, level, request.mode)
-    more, more_measured = _harness_results(base_harness, quant_harness, level)
-    results = _adjusted(results + more)
+    results, measured = task_results(base_answers, answers, level, request.mode)
+    more, more_measured = harness_results(base_harness, quant_harness, level)
+    results = adjust(results + more)
     measured |= more_measured
     generation = None
     if prompts:
@@ -238,39 +222,6 @@ def _prompts(n: int) -> list[str]:
     return [" ".join(words[:PROMPT_WORDS]) for words in picks]
 
 
-Answers = dict[str, tuple[list[ChoiceScores], str, list[float]]]
-
-
-def _answers(
-    scorer: Scorer, tasks: Mapping[str, list[Item]], request: CheckRequest, listen: Listen
-) -> Answers:
-    """Return task → (scores of choice items, metric of free items, scores of free items)."""
-    found: Answers = {}
-    for name, items in tasks.items():
-        examples, rest = split_shots(items, request.shots, request.seed)
-        if request.items is not None and len(rest) > request.items:
-            rest = [rest[i * len(rest) // request.items] for i in range(request.items)]
-        if not rest:
-            raise CheckError(f"task {name!r}: {request.shots} shots leave no item to score")
-        choices = [item for item in rest if item.choices]
-        free = [item for item in rest if not item.choices]
-        found[name] = (
-            score_choices(
-                scorer, choices, examples=examples, mode=request.mode, name=name, listen=listen
-            ),
-            free[0].metric if free else "",
-            score_free(
-                scorer,
-                free,
-                examples=examples,
-                max_tokens=request.max_tokens,
-                name=name,
-                listen=listen,
-            ),
-        )
-    return found
-
-
 def _noise(
     base: Scorer,
     sets: Sequence[EvalSet],
@@ -294,136 +245,7 @@ def _noise(
     return found
 
 
-def _task_results(
-    base: Answers, quant: Answers, level: float, mode: str
-) -> tuple[list[TaskResult], dict[tuple[str, str, str], Measure]]:
-    results: list[TaskResult] = []
-    measured: dict[tuple[str, str, str], Measure] = {}
-    for name, (choices, metric, free) in base.items():
-        other_choices, _, other_free = quant[name]
-        if choices:
-            scorings: dict[str, Callable[[ChoiceScores], bool]] = {"raw": lambda s: s.right}
-            if mode == "letter":
-                scorings = {"letter": lambda s: s.right}
-            else:
-                scorings = {"normalized": lambda s: s.right_normalized} | scorings
-            for rank, (scoring, right) in enumerate(scorings.items()):
-                counts = PairedCounts.of(
-                    [right(s) for s in choices], [right(s) for s in other_choices]
-                )
-                results.append(_choice_result(name, scoring, rank == 0, counts, level))
-                label = name if rank == 0 else f"{name}:{scoring}"
-                measured |= _choice_measures(label, counts)
-        if free:
-            b, q = np.array(free), np.array(other_free)
-            result = _free_result(name, metric, not choices, b, q, level)
-            results.append(result)
-            label = f"{name}:{metric}" if choices else name
-            measured |= _free_measures(label, b, q)
-    return results, measured
-
-
-def _adjusted(results: list[TaskResult]) -> list[TaskResult]:
-    """Adjust the p-values of the scorings that count for being many."""
-    tested = [i for i, r in enumerate(results) if r.primary and not math.isnan(r.p_value)]
-    adjusted = dict(zip(tested, holm([results[i].p_value for i in tested]), strict=True))
-    return [replace(r, p_adjusted=adjusted.get(i, math.nan)) for i, r in enumerate(results)]
-
-
-def _harness(scorer: Scorer, request: CheckRequest, listen: Listen) -> dict[str, HarnessScores]:
-    found = {}
-    for index, spec in enumerate(request.harness):
-        listen(index, len(request.harness), f"{scorer.source} lm_eval")
-        found[spec.partition("@")[0]] = run_harness(
-            scorer, spec, shots=request.shots, limit=request.items
-        )
-    return found
-
-
-def _harness_results(
-    base: Mapping[str, HarnessScores], quant: Mapping[str, HarnessScores], level: float
-) -> tuple[list[TaskResult], dict[tuple[str, str, str], Measure]]:
-    results: list[TaskResult] = []
-    measured: dict[tuple[str, str, str], Measure] = {}
-    for name, scores in base.items():
-        order = sorted(scores.values)
-        b, q = (np.array([s.values[key] for key in order]) for s in (scores, quant[name]))
-        if set(np.unique(np.concatenate([b, q]))) <= {0.0, 1.0}:
-            counts = PairedCounts.of(b > 0, (q > 0).tolist())
-            results.append(_choice_result(name, scores.metric, True, counts, level))
-            measured |= _choice_measures(name, counts)
-        else:
-            results.append(_free_result(name, scores.metric, True, b, q, level))
-            measured |= _free_measures(name, b, q)
-    return results, measured
-
-
-def _choice_measures(label: str, counts: PairedCounts) -> dict[tuple[str, str, str], Measure]:
-    return {
-        ("task", label, "recovery"): _at(recovery_interval, counts),
-        ("task", label, "accuracy_difference"): _at(difference_interval, counts),
-    }
-
-
-def _free_measures(label: str, base: Any, quant: Any) -> dict[tuple[str, str, str], Measure]:
-    return {
-        ("task", label, "score_difference"): _at(mean_interval, quant - base),
-        ("task", label, "recovery"): lambda level: _share(base, quant, level),
-    }
-
-
-def _at(interval: Callable[..., Interval], data: Any) -> Measure:
-    return lambda level: interval(data, level=level)
-
-
-def _choice_result(
-    name: str, scoring: str, primary: bool, counts: PairedCounts, level: float
-) -> TaskResult:
-    return TaskResult(
-        name=name,
-        scoring=scoring,
-        primary=primary,
-        n=counts.n,
-        base=counts.accuracy_base,
-        quant=counts.accuracy,
-        difference=difference_interval(counts, level=level),
-        recovery=recovery_interval(counts, level=level),
-        p_value=mcnemar(counts),
-        p_adjusted=math.nan,
-        smallest_visible=smallest_visible_difference(counts, level=level),
-    )
-
-
-def _free_result(
-    name: str, metric: str, primary: bool, base: Any, quant: Any, level: float
-) -> TaskResult:
-    return TaskResult(
-        name=name,
-        scoring=metric,
-        primary=primary,
-        n=len(base),
-        base=float(base.mean()),
-        quant=float(quant.mean()),
-        difference=mean_interval(quant - base, level=level),
-        recovery=_share(base, quant, level),
-        p_value=math.nan,
-        p_adjusted=math.nan,
-        smallest_visible=smallest_visible_mean(quant - base, level=level),
-    )
-
-
-def _share(base: Any, quant: Any, level: float) -> Interval:
-    """Return mean(quant) / mean(base), by Fieller's argument: the interval of quant − r · base."""
-    mean = float(base.mean())
-    if mean <= 0:
-        return Interval(math.nan, 0.0, math.inf, len(base), level)
-    ratio = float(quant.mean()) / mean
-    # the mean of quant − ratio · base is 0; its spread, by the base's mean, is that of the ratio
-    around = mean_interval(quant - ratio * base, level=level)
-    return Interval(ratio, ratio + around.low / mean, ratio + around.high / mean, len(base), level)
-
-
-def _text_measures(text: TextResult, kl: list[Floats]) -> dict[tuple[str, str, str], Measure]:
+def _text_measures(text: TextResult, kl: list[Floats]) -> Measures:
     """Return what gates can limit of a text, at the level asked for."""
     base, quant = np.array(text.window_nll_base), np.array(text.window_nll)
     broken = float(text.non_finite)
@@ -443,16 +265,14 @@ def _text_measures(text: TextResult, kl: list[Floats]) -> dict[tuple[str, str, s
     return {("text", text.name, metric): measure for metric, measure in found.items()}
 
 
-def _generation_measures(
-    base: Sequence[Health], quant: Sequence[Health]
-) -> dict[tuple[str, str, str], Measure]:
+def _generation_measures(base: Sequence[Health], quant: Sequence[Health]) -> Measures:
     """Return what gates can limit of generated text; increases and drops are paired by prompt."""
     more = np.array([q.repetition - b.repetition for b, q in zip(base, quant, strict=True)])
     less = np.array([b.cyrillic - q.cyrillic for b, q in zip(base, quant, strict=True)])
     empty = sum(q.empty for q in quant)
     found: dict[str, Measure] = {
-        "repetition_increase": _at(mean_interval, more),
-        "cyrillic_drop": _at(mean_interval, less),
+        "repetition_increase": at_level(mean_interval, more),
+        "cyrillic_drop": at_level(mean_interval, less),
         "empty": lambda level: share_interval(round(empty), len(quant), level=level),
     }
     return {("generation", "generation", name): measure for name, measure in found.items()}

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,11 +85,3 @@ def refuse_other_tokenizer(base: Any, quant: Any, base_name: str, quant_name: st
             f"{quant_name} and {base_name} have different tokenizers; copy the original's "
             "tokenizer files into the quantized directory"
         )
-
-
-def cache_folder() -> Path:
-    """Return where results of models are kept: $SOROQ_CACHE/check or ~/.cache/soroq/check."""
-    import os
-
-    root = os.environ.get("SOROQ_CACHE") or Path.home() / ".cache" / "soroq"
-    return Path(root) / "check"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from soroq.bench.quality.model import BATCH_TOKENS, Model, cache_folder, model_key, open_model
+from soroq.bench.quality.model import BATCH_TOKENS, Model, model_key, open_model
 from soroq.bench.quality.sets import EvalSet
 from soroq.bench.quality.tables import (
     TAIL,
@@ -29,6 +29,7 @@ from soroq.bench.quality.tables import (
     quant_rows,
     rows_of,
 )
+from soroq.io.cache import cache_root
 
 PART = 4  # windows in a part: what is lost when a run is stopped
 Listen = Callable[[int, int, str], None]  # windows done, of how many, what
@@ -47,7 +48,7 @@ class Scorer:
         listen: Listen = lambda done, total, what: None,
     ) -> None:
         self.source, self._dtype, self._attention = source, dtype, attention
-        self._cache = cache or cache_folder()
+        self._cache = cache or cache_root() / "check"
         self._listen = listen
         self._model: Model | None = None
 

@@ -3,22 +3,21 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from soroq import console
 from soroq.calib.dataset import CalibrationSet, load_calibration
-from soroq.calib.sample import build_calibration
 from soroq.calib.sources import Document, builtin_documents, read_documents
+from soroq.commands.budget import Budget, apply_budget
+from soroq.commands.calibration import build_set, parse_mix
 from soroq.core.errors import CalibrationError, SchemeError
 from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
 
-DEFAULT_MIX = {"tg": 0.7, "en": 0.3}
 _EMBED = {
     "none": None,
     "int8": QuantArgs(bits=8, group_size=64),
@@ -45,6 +44,7 @@ class QuantizeRequest:
     seed: int
     damp: float
     distill: bool | None
+    budget: Budget | None
     dry_run: bool
     resume: bool
     json_out: bool
@@ -80,20 +80,6 @@ class QuantizeRequest:
         )
 
 
-def parse_mix(text: str) -> dict[str, float]:
-    """Parse 'tg=0.8,en=0.2'; '' is the default mix. Raises CalibrationError."""
-    if not text:
-        return dict(DEFAULT_MIX)
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        language, _, share = part.partition("=")
-        try:
-            shares[language.strip()] = float(share)
-        except ValueError as error:
-            raise CalibrationError(f"mix {text!r} is not like tg=0.8,en=0.2") from error
-    return shares
-
-
 def list_schemes() -> None:
     rows = []
     for scheme in SCHEMES.values():
@@ -104,6 +90,8 @@ def list_schemes() -> None:
 
 def run_quantize(request: QuantizeRequest) -> None:
     recipe = request.recipe()
+    if request.budget is not None:
+        recipe = apply_budget(request.model, recipe, request.budget)
     if request.dry_run:
         _print_plan(request, recipe)
         return
@@ -174,81 +162,9 @@ def _calibration(request: QuantizeRequest, recipe: Recipe) -> CalibrationSet:
         mix = {"tg": 1.0} if not request.mix else mix
         own = list(read_documents(path))
         documents = dict.fromkeys(mix, own)
-    return _build(
+    return build_set(
         documents, mix, request.model, recipe.n_samples, recipe.seq_len, recipe.seed, request.calib
     )
-
-
-def _build(
-    documents: dict[str, Sequence[Document]],
-    mix: dict[str, float],
-    model: str,
-    samples: int,
-    seq_len: int,
-    seed: int,
-    name: str,
-) -> CalibrationSet:
-    from soroq.loading import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    return build_calibration(
-        documents,
-        document_encoder(tokenizer),
-        bos=tokenizer.bos_token_id,
-        n_samples=samples,
-        seq_len=seq_len,
-        mix=mix,
-        seed=seed,
-        name=Path(name).name,
-        tokenizer=type(tokenizer).__name__,
-    )
-
-
-def document_encoder(tokenizer: Any) -> Callable[[Document], list[int]]:
-    """Return document → token ids; conversations go through the chat template, if there is one."""
-
-    def encode(document: Document) -> list[int]:
-        text = document.plain
-        if document.messages and tokenizer.chat_template:
-            turns = [{"role": role, "content": content} for role, content in document.messages]
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-            text = text.removeprefix(tokenizer.bos_token or "")
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    return encode
-
-
-def run_calib_build(
-    out: Path,
-    model: str,
-    texts: Sequence[str],
-    mix: str,
-    samples: int,
-    seq_len: int,
-    seed: int,
-    license: str,
-) -> None:
-    given: dict[str, Sequence[Document]] = {}
-    for text in texts:
-        language, equals, path = text.partition("=")
-        if not equals:
-            raise CalibrationError(f"--text {text!r} is not language=FILE, e.g. tg=news.jsonl")
-        own = list(read_documents(Path(path), license=license))
-        given[language] = [*given.get(language, ()), *own]
-    shares = parse_mix(mix) if mix or not given else dict.fromkeys(given, 1.0)
-    for language in shares:
-        if language not in given:
-            given[language] = list(builtin_documents(language, "calib"))
-    calibration = _build(given, shares, model, samples, seq_len, seed, out.name)
-    calibration.save(out)
-    for source in calibration.manifest["sources"]:
-        console.out.print(
-            f"{source['language']}  {source['documents']:>4} documents  {source['source']} "
-            f"({source['license']})",
-            highlight=False,
-        )
-    console.out.print(f"wrote {out}: {samples} x {seq_len} tokens", highlight=False)
 
 
 def _print_plan(request: QuantizeRequest, recipe: Recipe) -> None:

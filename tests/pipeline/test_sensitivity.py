@@ -1,0 +1,147 @@
+"""Sensitivity of a tiny model against running it whole, and mixes that a budget allows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from soroq.core.errors import SchemeError
+from soroq.core.recipe import Recipe, parse_override
+from soroq.core.schemes import get_scheme
+from soroq.io.checkpoint import open_checkpoint
+from soroq.loading import load
+from soroq.methods.rtn import quantize_rtn
+from soroq.models.tiny import write_tiny_model
+from soroq.pipeline import sensitivity as module
+from soroq.pipeline.run import quantize
+from soroq.pipeline.sensitivity import FORMATS, Sensitivity, load_sensitivity, measure, mix
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    return write_tiny_model(folder / "base", hidden_size=128, vocab_size=270)
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    found = torch.randint(4, 260, (4, 40), generator=torch.Generator().manual_seed(0))
+    found[:, 0] = 2
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(base: Path, ids: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Sensitivity:
+    return measure(open_checkpoint(base), ids, tmp_path_factory.mktemp("work"))
+
+
+def test_costs_are_those_of_the_whole_model_with_one_group_rounded(
+    base: Path, ids: torch.Tensor, found: Sensitivity
+) -> None:
+    with torch.no_grad():
+        teacher = load(base)(ids).logits.double()
+    seen = teacher.flatten(0, 1).topk(64).indices.flatten()
+    candidates = torch.cat([ids.flatten(), seen]).unique()
+    log_p = teacher[..., candidates].log_softmax(-1)
+    assert len(found.groups) == 12
+    for group in (found.groups[0], found.groups[6], found.groups[11]):
+        model = load(base)
+        for name in group.modules:
+            linear = model.get_submodule(name)
+            rounded = quantize_rtn(linear.weight.detach(), FORMATS["int4-g128"]).dequantize()
+            linear.weight = torch.nn.Parameter(rounded)
+        with torch.no_grad():
+            log_q = model(ids).logits.double()[..., candidates].log_softmax(-1)
+        want = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        assert group.kl == pytest.approx(want, rel=0.02), group.modules
+
+
+def test_finer_formats_take_more_bytes_and_cost_less(found: Sensitivity) -> None:
+    for group in found.groups:
+        rows = [group.formats[name] for name in ("int4-g128", "int4-g64", "int4-g32", "int8-g128")]
+        assert [b for b, _ in rows] == sorted(b for b, _ in rows)
+        assert rows[0][1] == pytest.approx(group.kl)
+        assert rows[0][1] > rows[2][1] > rows[3][1]
+        assert rows[3][1] < 0.05 * rows[0][1]
+
+
+def test_blocks_read_anew_give_the_same(
+    base: Path, ids: torch.Tensor, found: Sensitivity, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, "RESIDENT_WEIGHTS", 0)
+    again = measure(open_checkpoint(base), ids, tmp_path)
+    assert [g.kl for g in again.groups] == [g.kl for g in found.groups]
+
+
+def test_files_come_back_as_they_were(found: Sensitivity, tmp_path: Path) -> None:
+    found.save(tmp_path / "s.json")
+    assert load_sensitivity(tmp_path / "s.json") == found
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(SchemeError, match="not a file of soroq sensitivity"):
+        load_sensitivity(tmp_path / "bad.json")
+
+
+def test_a_budget_is_kept_in_the_file_and_fused_modules_agree(
+    base: Path, found: Sensitivity, tmp_path: Path
+) -> None:
+    recipe = Recipe(get_scheme("int4-rtn"))
+    changed, told = mix(found, recipe, bits_per_weight=4.8)
+    assert len(told) == 21
+    assert len(set(told.values())) > 1
+    for group in found.groups:
+        assert len({told[name] for name in group.modules}) == 1
+    manifest = quantize(base, tmp_path / "out", recipe=changed, calibration=None)
+    weights = {m: g.weights for g in found.groups for m in g.modules[:1]}
+    total = sum(g.weights for g in found.groups)
+    shapes = {name: load(base).get_submodule(name).weight.numel() for name in told}
+    bits = sum(layer["bits_per_weight"] * shapes[layer["module"]] for layer in manifest.layers)
+    assert weights
+    assert bits / total <= 4.8
+    assert bits / total > 4.5
+
+
+def test_a_mix_beats_uniform_formats_of_its_size(base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    uneven = write_tiny_model(tmp_path / "uneven", hidden_size=128, vocab_size=270)
+    tensors = load_file(uneven / "model.safetensors")
+    for name, tensor in tensors.items():  # two blocks lie on the 4-bit grid: rounding costs nothing
+        if name.endswith("_proj.weight") and ".layers.0." not in name:
+            coarse = quantize_rtn(tensor.float(), FORMATS["int4-g128"]).dequantize()
+            tensors[name] = coarse.to(tensor.dtype)
+    save_file(tensors, uneven / "model.safetensors", {"format": "pt"})
+    ids = torch.randint(4, 260, (4, 40), generator=torch.Generator().manual_seed(0))
+    (tmp_path / "work").mkdir()
+    found = measure(open_checkpoint(uneven), ids, tmp_path / "work")
+    test = torch.randint(4, 260, (8, 40), generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        log_p = load(uneven)(test).logits.log_softmax(-1)
+    total = sum(g.weights for g in found.groups)
+    bits = 8 * sum(g.formats["int4-g32"][0] for g in found.groups) / total
+    mixed, _ = mix(found, Recipe(get_scheme("int4-rtn")), bits_per_weight=bits)
+    uniform = Recipe(get_scheme("int4-rtn", group_size=32, symmetric=False))
+    losses = {}
+    for name, recipe in (("uniform", uniform), ("mix", mixed)):
+        quantize(uneven, tmp_path / name, recipe=recipe, calibration=None)
+        with torch.no_grad():
+            log_q = load(tmp_path / name, packed=False)(test).logits.log_softmax(-1)
+        losses[name] = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    assert losses["mix"] < 0.5 * losses["uniform"]
+
+
+def test_overridden_modules_keep_what_they_have(found: Sensitivity) -> None:
+    recipe = Recipe(get_scheme("int4-rtn"), overrides=(parse_override("*.0.*:int8"),))
+    changed, told = mix(found, recipe, max_loss=sum(g.kl for g in found.groups))
+    assert not any(".layers.0." in name for name in told)
+    scheme = changed.scheme_for("model.layers.0.mlp.up_proj")
+    assert scheme is not None
+    assert scheme.weight.bits == 8
+    assert set(told.values()) == {"int4-g128"}
+
+
+def test_budgets_that_can_not_be_met_are_refused(found: Sensitivity) -> None:
+    recipe = Recipe(get_scheme("int4"))
+    for budget in ({"bits_per_weight": 3.0}, {"max_loss": 1e-9}):
+        with pytest.raises(SchemeError):
+            mix(found, recipe, **budget)  # type: ignore[arg-type]
