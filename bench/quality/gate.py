@@ -151,8 +151,9 @@ Measure = Callable[[float], Interval]
 def judge(gate: Gate, measured: Mapping[tuple[str, str, str], Measure]) -> list[Finding]:
     """Compare every limit with what it names: (section, name, metric) → measure.
 
-    Limits on names without a pattern must meet something: raises CheckError for a text or task
-    that was not run.
+    A task's other scorings ("sib200:raw") are limited only by patterns that have the colon. Limits
+    on names without a pattern must meet something: raises CheckError for a text or task that was
+    not run.
     """
     pairs: list[tuple[Limit, str, Measure]] = []
     for limit in gate.limits:
@@ -162,6 +163,7 @@ def judge(gate: Gate, measured: Mapping[tuple[str, str, str], Measure]) -> list[
             if section == limit.section
             and metric == limit.metric
             and fnmatch.fnmatchcase(name, limit.pattern)
+            and (":" in limit.pattern or section != "task" or _is_primary(name))
         ]
         wild = any(c in limit.pattern for c in "*?[")
         if not matching and not wild and limit.section != "generation":
@@ -172,6 +174,11 @@ def judge(gate: Gate, measured: Mapping[tuple[str, str, str], Measure]) -> list[
         pairs += matching
     strict = 1 - (1 - gate.level) / max(len(pairs), 1)
     return [_finding(limit, name, measure, gate.level, strict) for limit, name, measure in pairs]
+
+
+def _is_primary(task: str) -> bool:
+    """Whether a task's name is without a scoring: "sib200", not "sib200:raw"."""
+    return ":" not in task.removeprefix("lm_eval:")
 
 
 def _finding(limit: Limit, name: str, measure: Measure, level: float, strict: float) -> Finding:

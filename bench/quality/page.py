@@ -35,7 +35,7 @@ svg text { fill: var(--fg); font: 13px system-ui, sans-serif; } svg text.soft { 
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
 .verdict { display: inline-block; padding: .2rem .7rem; border-radius: 1rem;
   background: var(--card); border: 1px solid var(--line); font-weight: 600; }
@@ -242,7 +242,7 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML; those that begin with a digit, a sign or a bracket stand to the right."""
+    """Cells are HTML; those that begin with a digit or a sign are set as numbers."""
     lines = ["<div class=scroll><table><tr>", *(f"<th>{h}</th>" for h in head), "</tr>"]
     for row in rows:
         cells = (
@@ -318,16 +318,16 @@ def _gate(report: Document) -> str:
         [
             escape(f["name"]),
             f["metric"],
+            f'<span class="{f["verdict"]}">{VERDICT_MARK[f["verdict"]]} {f["verdict"]}</span>',
             _between(f["interval"]),
             f"{'≤' if f['at_most'] else '≥'} {f['bound']:g}",
-            f'<span class="{f["verdict"]}">{VERDICT_MARK[f["verdict"]]} {f["verdict"]}</span>',
         ]
         for f in report["findings"]
     ]
     return (
         f'<p>{escape(_short(report["quant"]))}: <span class="verdict {verdict}">'
         f"{VERDICT_MARK[verdict]} {verdict}</span></p>"
-        + _table(["of", "metric", "measured", "limit", "verdict"], rows)
+        + _table(["of", "metric", "verdict", "measured", "limit"], rows)
     )
 
 

@@ -45,6 +45,16 @@ def test_least_limits_are_judged_from_the_other_side() -> None:
         assert verdict_of(findings) == verdict
 
 
+def test_other_scorings_are_limited_only_when_named() -> None:
+    measured = {
+        ("task", name, "recovery"): _between(0.9, 1.1)
+        for name in ("sib", "sib:raw", "lm_eval:mmlu")
+    }
+    for pattern, n in (("*", 2), ("sib*", 1), ("*:raw", 1), ("sib:raw", 1)):
+        gate = Gate((Limit("task", pattern, "recovery", 0.8, False),))
+        assert len(judge(gate, measured)) == n, pattern
+
+
 def test_one_failure_fails_and_one_doubt_is_undecided() -> None:
     gate = Gate((AT_MOST, Limit("text", "en", "delta_nll", 0.05, True)))
     passing, doubtful, failing = _between(0, 0.01), _between(0, 0.1), _between(0.06, 0.07)

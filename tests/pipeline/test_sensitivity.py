@@ -106,7 +106,10 @@ def test_a_mix_beats_uniform_formats_of_its_size(base: Path, tmp_path: Path) -> 
 
     uneven = write_tiny_model(tmp_path / "uneven", hidden_size=128, vocab_size=270)
     tensors = load_file(uneven / "model.safetensors")
-    for name, tensor in tensors.items():  # two blocks lie near the 4-bit grid: rounding costs little
+    for (
+        name,
+        tensor,
+    ) in tensors.items():  # two blocks lie near the 4-bit grid: rounding costs little
         if name.endswith("_proj.weight") and ".layers.0." not in name:
             coarse = quantize_rtn(tensor.float(), FORMATS["int4-g128"]).dequantize()
             tensors[name] = coarse.to(tensor.dtype)
