@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 4000
+FEW = 8
 POWER = 0.8
 Floats = NDArray[np.float64]
 Score = Callable[[float], float]
@@ -76,16 +77,20 @@ def mean_interval(
 ) -> Interval:
     """Return the mean of one value per unit with its studentized bootstrap interval.
 
-    All values equal gives a point; else fewer than three units can't tell: [−inf, inf].
+    Fewer than FEW units have too few different resamples: they get Student's t interval. All
+    values equal gives a point; one unit alone can't tell: [−inf, inf].
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
     mean = float(x.mean())
     if np.ptp(x) == 0 and (n > 1 or mean == 0):
         return Interval(mean, mean, mean, n, level)
-    if n < 3:
+    if n < 2:
         return Interval(mean, -math.inf, math.inf, n, level)
     error = float(x.std(ddof=1)) / math.sqrt(n)
+    if n < FEW:
+        reach = student_quantile((1 + level) / 2, n - 1) * error
+        return Interval(mean, mean - reach, mean + reach, n, level)
     rng = np.random.default_rng(seed)
     drawn = x[rng.integers(0, n, (RESAMPLES, n))]
     errors = drawn.std(axis=1, ddof=1) / math.sqrt(n)
@@ -93,6 +98,27 @@ def mean_interval(
     t = (drawn.mean(axis=1)[usable] - mean) / errors[usable]
     low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, mean - float(high) * error, mean - float(low) * error, n, level)
+
+
+def student_quantile(p: float, freedom: int) -> float:
+    """Return the p-quantile (p > 1/2) of Student's t with whole degrees of freedom."""
+
+    def inside(t: float) -> float:
+        """P(|T| < t), Abramowitz & Stegun 26.7.3 and 26.7.4."""
+        angle = math.atan(t / math.sqrt(freedom))
+        cosine, sine = math.cos(angle), math.sin(angle)
+        odd = freedom % 2
+        term, total = (cosine if odd else 1.0), 0.0
+        for k in range(1 if odd else 0, freedom - 1, 2):
+            total += term
+            term *= cosine**2 * (k + 1) / (k + 2)
+        return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < 2 * p - 1 else (low, middle)
+    return (low + high) / 2
 
 
 def quantile_interval(

@@ -17,6 +17,7 @@ from soroq.bench.quality.stats import (
     share_interval,
     smallest_visible_difference,
     smallest_visible_mean,
+    student_quantile,
 )
 
 stats.RESAMPLES = 1000  # enough for coverage, and four times as fast
@@ -24,7 +25,7 @@ REPEATS = 1000
 COVERED = (0.93, 0.97)  # of REPEATS, for intervals of 95 %: three standard errors are 0.021
 
 
-@pytest.mark.parametrize("n", [8, 16, 64])
+@pytest.mark.parametrize("n", [4, 8, 16, 64])
 @pytest.mark.parametrize("kind", ["normal", "skewed"])
 def test_mean_intervals_cover_what_they_promise(n: int, kind: str) -> None:
     rng = np.random.default_rng(n)
@@ -78,6 +79,12 @@ def test_tango_interval_of_the_published_example() -> None:
     assert interval.estimate == pytest.approx(-1 / 44)
     assert interval.low == pytest.approx(-0.118, abs=0.002)
     assert interval.high == pytest.approx(0.060, abs=0.002)
+
+
+def test_student_quantiles_are_those_of_the_tables() -> None:
+    for freedom, quantile in ((1, 12.706), (2, 4.303), (3, 3.182), (6, 2.447), (7, 2.365)):
+        assert student_quantile(0.975, freedom) == pytest.approx(quantile, abs=1e-3)
+    assert student_quantile(0.9999, 3) == pytest.approx(22.204, abs=1e-2)
 
 
 def test_mcnemar_is_the_exact_binomial() -> None:
