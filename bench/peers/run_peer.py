@@ -149,6 +149,11 @@ def dense_weights(model: Any, base: Path) -> dict[str, torch.Tensor]:
             tensors[name] = state[name].detach().to(torch.bfloat16).contiguous()
         elif name.endswith("_proj.weight"):
             module = model.get_submodule(name.removesuffix(".weight"))
+            if hasattr(module, "qzero_format") and module.qzero_format() == 1:
+                # packed for the file, where zero points are one less than what the kernels take
+                from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+
+                convert_gptq_v1_to_v2_format_module(module, bits=4, pack_dtype=torch.int32)
             with torch.no_grad():
                 columns = module(torch.eye(original.shape[1]))
             tensors[name] = columns.t().to(torch.bfloat16).contiguous()

@@ -15,7 +15,7 @@ import torch
 from soroq.core.errors import CheckError
 from soroq.io.checkpoint import open_checkpoint
 
-CHUNK = 128  # positions whose logits exist at once
+CHUNK = 64  # positions whose logits exist at once
 BATCH_TOKENS = 2048
 
 
