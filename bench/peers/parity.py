@@ -48,8 +48,15 @@ def by_llama_cpp(gguf: Path, windows: EvalSet) -> float:
     """Return the perplexity that llama.cpp's logits give."""
     from cyllama.llama import llama_cpp as llama
 
+    class Model(llama.LlamaModel):  # type: ignore[misc]
+        """cyllama's own get_logits_ith asks the model for this, which it lacks."""
+
+        @property
+        def n_vocab(self) -> int:
+            return int(self.get_vocab().n_vocab)
+
     length = windows.ids.shape[1]
-    model = llama.LlamaModel(str(gguf), verbose=False)
+    model = Model(str(gguf), verbose=False)
     params = llama.LlamaContextParams()
     params.n_ctx = params.n_batch = params.n_ubatch = length
     context = llama.LlamaContext(model, params, verbose=False)
