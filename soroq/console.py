@@ -16,18 +16,24 @@ out = Console()
 err = Console(stderr=True)
 
 
-@contextmanager
-def block_progress() -> Iterator["Listener"]:
-    """Yield a listener that shows what is done, the module at work and the time left."""
-    columns = (
-        TextColumn("{task.fields[unit]} {task.completed:>3}/{task.total}"),
+def _progress(count: str) -> Progress:
+    """Return a bar on stderr: `count` first, then time gone, time left and what is being done."""
+    return Progress(
+        TextColumn(count),
         BarColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
+        console=err,
+        transient=not err.is_terminal,
     )
-    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+
+
+@contextmanager
+def block_progress() -> Iterator["Listener"]:
+    """Yield a listener that shows what is done, the module at work and the time left."""
+    with _progress("{task.fields[unit]} {task.completed:>3}/{task.total}") as bar:
         task = bar.add_task("", total=None, unit="block")
         last = ("", -1)
 
@@ -52,15 +58,7 @@ def block_progress() -> Iterator["Listener"]:
 @contextmanager
 def check_progress() -> Iterator[Callable[[int, int, str], None]]:
     """Yield a listener (done, total, what) that shows each part of a check and its time left."""
-    columns = (
-        TextColumn("{task.completed:>3}/{task.total}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+    with _progress("{task.completed:>3}/{task.total}") as bar:
         task = bar.add_task("", total=None)
         last = ""
 
