@@ -46,7 +46,7 @@ def read_documents(path: Path, *, license: str = "unknown") -> Iterator[Document
         for file in files:
             yield from read_documents(file, license=license)
     elif not path.is_file():
-        raise CalibrationError(f"calibration text {str(path)!r} does not exist")
+        raise CalibrationError(f"text {str(path)!r} does not exist")
     elif path.suffix == ".txt":
         for text in _decode(path).split("\n\n"):
             if text.strip():

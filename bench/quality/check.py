@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from soroq.bench.quality.compare import TextResult, compare_text, kl_by_window
-from soroq.bench.quality.gate import Finding, Measure, judge, read_gate, verdict_of
+from soroq.bench.quality.gate import (
+    Finding,
+    Measure,
+    judge,
+    read_gate,
+    refuse_unmeasured,
+    verdict_of,
+)
 from soroq.bench.quality.model import refuse_other_tokenizer
 from soroq.bench.quality.scores import Listen, Scorer
 from soroq.bench.quality.sets import EvalSet, Passage, make_set, read_passages
@@ -139,18 +146,22 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
         raise CheckError(f"--mode {request.mode!r} is not one of {', '.join(MODES)}")
     gate = read_gate(request.gate) if request.gated or request.gate else None
     level = gate.level if gate else 0.95
+    passages = _passages(request)
+    if gate:
+        names = [*(request.tasks or {}), *(spec.partition("@")[0] for spec in request.harness)]
+        refuse_unmeasured(gate, passages, names)
     tokenizer = load_tokenizer(request.base)
     refuse_other_tokenizer(tokenizer, load_tokenizer(request.quant), request.base, request.quant)
     sets = [
         make_set(
             name,
-            passages,
+            text,
             tokenizer,
             seq_len=request.seq_len,
             stride=request.stride,
             limit=request.windows,
         )
-        for name, passages in _passages(request).items()
+        for name, text in passages.items()
     ]
     tasks = {name: read_items(path) for name, path in (request.tasks or {}).items()}
     prompts = _prompts(request.prompts)

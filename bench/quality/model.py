@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import soroq
 from soroq.core.errors import CheckError
 from soroq.io.checkpoint import open_checkpoint
 
@@ -21,14 +22,9 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Model:
-    """A causal model in memory and its tokenizer.
-
-    sha256 names its weights and how it computes (dtype, attention): the key under which results
-    are kept.
-    """
+    """A causal model in memory and its tokenizer."""
 
     source: str
-    sha256: str
     network: Any
     tokenizer: Any
 
@@ -62,13 +58,17 @@ def open_model(
     network = load(source, dtype=dtype, packed=False)
     if attention != "sdpa":
         network.set_attn_implementation(attention)
-    return Model(source, model_key(source, dtype, attention), network, load_tokenizer(source))
+    return Model(source, network, load_tokenizer(source))
 
 
 def model_key(source: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> str:
-    """Return the hash of what decides a model's results, without loading it."""
+    """Return the hash of what decides a model's results, without loading it.
+
+    The versions are part of it: another soroq or torch may compute other last digits.
+    """
     checkpoint = open_checkpoint(source)
-    facts = [checkpoint.sha256(), checkpoint.config, str(dtype), attention, str(torch.__version__)]
+    weights = [checkpoint.sha256(), checkpoint.config]
+    facts = [*weights, str(dtype), attention, str(torch.__version__), soroq.__version__, CHUNK]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from soroq.bench.quality.check import Report
-from soroq.bench.quality.stats import Interval
+from soroq.io.writer import atomic_write
 
 BEGIN, END = "<!-- soroq check -->", "<!-- /soroq check -->"
 
@@ -43,8 +43,8 @@ def card_section(report: Report) -> str:
             f"{t.n_tokens:,}",
             f"{t.perplexity_base:.2f}",
             f"{t.perplexity:.2f}",
-            _interval(t.delta_nll),
-            _interval(t.kl),
+            str(t.delta_nll),
+            str(t.kl),
             f"{t.top1.estimate:.3f}",
             f"{t.bits_per_byte_base:.3f} → {t.bits_per_byte:.3f}",
         ]
@@ -54,13 +54,13 @@ def card_section(report: Report) -> str:
     parts = [f"Against `{report.base}`; brackets are {level} intervals.", _table(head, rows)]
     if report.tasks:
         rows = [
-            [t.name, t.scoring, str(t.n), f"{t.base:.3f}", f"{t.quant:.3f}", _interval(t.recovery)]
+            [t.name, t.scoring, str(t.n), f"{t.base:.3f}", f"{t.quant:.3f}", str(t.recovery)]
             for t in report.tasks
         ]
         parts.append(_table(["task", "scoring", "items", "base", "quant", "recovery"], rows))
     if report.findings:
         rows = [
-            [f.name, f.metric, _interval(f.interval), f"{'≤' if f.at_most else '≥'} {f.bound:g}"]
+            [f.name, f.metric, str(f.interval), f"{'≤' if f.at_most else '≥'} {f.bound:g}"]
             + [f.verdict]
             for f in report.findings
         ]
@@ -79,13 +79,7 @@ def write_card(directory: Path, section: str) -> None:
         text = before + block + rest.partition(END)[2]
     else:
         text = text.rstrip() + "\n\n" + block + "\n"
-    temporary = file.with_name("README.md.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    atomic_write(file, text.encode())
 
 
 def _grouped(title: str, groups: dict[str, tuple[int, float, float]]) -> str:

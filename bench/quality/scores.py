@@ -8,7 +8,6 @@ Finished parts lie in the cache under the hash of model, windows and settings: f
 evaluate the original once, and a run that was stopped goes on where it was.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cached_property
@@ -30,6 +29,7 @@ from soroq.bench.quality.tables import (
     rows_of,
 )
 from soroq.io.cache import cache_root
+from soroq.io.writer import atomic_write
 
 PART = 4  # windows in a part: what is lost when a run is stopped
 Listen = Callable[[int, int, str], None]  # windows done, of how many, what
@@ -121,7 +121,7 @@ class Scorer:
         eval_set: EvalSet,
         compute: Callable[[torch.Tensor, int], BaseTable | QuantTable],
     ) -> list[dict[str, torch.Tensor]]:
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file, save
 
         n = len(eval_set.ids)
         batch = max(1, BATCH_TOKENS // eval_set.ids.shape[1])
@@ -137,9 +137,7 @@ class Scorer:
                     for i in range(0, len(rows), batch)
                 ]
                 whole = {name: torch.cat([f[name] for f in found]) for name in found[0]}
-                temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-                save_file({k: v.contiguous() for k, v in whole.items()}, temporary)
-                os.replace(temporary, file)
+                atomic_write(file, save({k: v.contiguous() for k, v in whole.items()}), shared=True)
             parts.append(load_file(file))
         self._listen(n, n, f"{self.source} {eval_set.name}")
         return parts

@@ -8,7 +8,6 @@ Every token is scored exactly once: with a stride, windows overlap and only the 
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-from soroq.core.errors import CheckError
+from soroq.calib.sources import read_documents
+from soroq.core.errors import CalibrationError, CheckError
 
 Passage = tuple[str, str]  # text, kind
 
@@ -48,31 +48,15 @@ class EvalSet:
 
 
 def read_passages(path: Path) -> list[Passage]:
-    """Return the passages of a .txt file (empty lines part them) or a .jsonl with `text` fields.
+    """Return the passages of a text file (kinds: see soroq.calib.sources.read_documents).
 
-    Rows may have a `kind`. Raises CheckError with the line at fault.
+    Raises CheckError with the line at fault.
     """
-    if not path.is_file():
-        raise CheckError(f"evaluation text {str(path)!r} does not exist")
     try:
-        raw = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckError(f"{path} is not UTF-8 text: {error}") from error
-    passages: list[Passage] = []
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(raw.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                text = row["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckError(f"{path}:{number}: not a JSON object with `text`") from error
-            if not isinstance(text, str):
-                raise CheckError(f"{path}:{number}: `text` is {text!r}, not a string")
-            passages.append((text, str(row.get("kind", "text"))))
-    else:
-        passages = [(part, "text") for part in raw.split("\n\n") if part.strip()]
+        passages = [(document.plain, document.kind) for document in read_documents(path)]
+        passages = [(text, kind) for text, kind in passages if text.strip()]
+    except CalibrationError as error:
+        raise CheckError(str(error)) from error
     if not passages:
         raise CheckError(f"{path} holds no text")
     return passages

@@ -11,8 +11,8 @@ from soroq import console
 from soroq.bench.quality.check import CheckRequest, Report, check
 from soroq.bench.quality.gate import EXIT_CODES
 from soroq.bench.quality.report import card_section, markdown, write_card
-from soroq.bench.quality.stats import Interval
 from soroq.core.errors import CheckError
+from soroq.io.writer import atomic_write
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def run_check(request: CheckRequest, outputs: Outputs) -> int:
         raise
     document = json.dumps(report.to_json(), ensure_ascii=False, indent=2, sort_keys=True)
     if outputs.json_file is not None:
-        outputs.json_file.write_text(document, encoding="utf-8")
+        atomic_write(outputs.json_file, document.encode())
     if outputs.markdown is not None:
-        outputs.markdown.write_text(markdown(report), encoding="utf-8")
+        atomic_write(outputs.markdown, markdown(report).encode())
     if outputs.html is not None:
         from soroq.bench.quality.page import page
 
-        outputs.html.write_text(page([report.to_json()]), encoding="utf-8")
+        atomic_write(outputs.html, page([report.to_json()]).encode())
     if outputs.card:
         write_card(Path(request.quant), card_section(report))
     if outputs.json_out:
@@ -76,8 +76,8 @@ def _print(report: Report) -> None:
             f"{t.perplexity_base:.2f}",
             f"{t.perplexity:.2f}",
             f"{t.bits_per_byte:.3f}",
-            _interval(t.delta_nll),
-            _interval(t.kl),
+            str(t.delta_nll),
+            str(t.kl),
             f"{t.kl_p99.estimate:.3f}",
             f"{t.top1.estimate:.3f}",
         ]
@@ -101,7 +101,7 @@ def _print(report: Report) -> None:
                 str(t.n),
                 f"{t.base:.3f}",
                 f"{t.quant:.3f}",
-                _interval(t.recovery),
+                str(t.recovery),
                 "" if t.p_adjusted != t.p_adjusted else f"{t.p_adjusted:.3f}",
                 f"{t.smallest_visible:.3f}",
             ]
@@ -130,7 +130,7 @@ def _print(report: Report) -> None:
             [
                 f.name,
                 f.metric,
-                _interval(f.interval),
+                str(f.interval),
                 ("≤ " if f.at_most else "≥ ") + f"{f.bound:g}",
                 f.verdict,
             ]
@@ -138,10 +138,6 @@ def _print(report: Report) -> None:
         ]
         console.table("gate", ["of", "metric", "measured", "limit", "verdict"], rows)
         console.out.print(f"verdict: {report.verdict}", highlight=False)
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def page_of(files: Sequence[Path], out: Path) -> None:
@@ -158,5 +154,5 @@ def page_of(files: Sequence[Path], out: Path) -> None:
         if not str(document.get("schema", "")).startswith("soroq-check/"):
             raise CheckError(f"{file}: not a report of soroq check")
         reports.append(document)
-    out.write_text(page(reports), encoding="utf-8")
+    atomic_write(out, page(reports).encode())
     console.out.print(f"wrote {out}", highlight=False)

@@ -17,9 +17,13 @@ from soroq.io.safetensors_file import NAMES, TensorInfo, fsync_directory
 PIECE = 4 << 20  # bytes hashed or copied at a time
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name, flush it to the disk and rename it to `path`."""
-    temporary = path.with_name(path.name + ".tmp")
+def atomic_write(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Write `data` under a temporary name, flush it to the disk and rename it to `path`.
+
+    shared: other processes may write the same path at the same time, so the temporary name is this
+    process's own; after a kill it stays behind, where otherwise the next run writes over it.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -101,17 +101,7 @@ def test_a_model_against_itself_passes_any_gate(
         "[text.tg]\ndelta_nll = 0.0\nkl = 0.0\nkl_p99 = 0.0\ntop1 = 1.0\nnon_finite = 0\n"
         "[task.free]\nscore_difference = 0.0\n[task.items]\nrecovery = 0.5\n"
     )
-    same = CheckRequest(
-        str(models[0]),
-        str(models[0]),
-        texts={"tg": files["tg"]},
-        tasks={"items": files["items"], "free": files["free"]},
-        seq_len=64,
-        max_tokens=4,
-        cache=tmp_path / "c",
-        gate=gate,
-    )
-    found = check(same)
+    found = check(_request((models[0], models[0]), files, tmp_path / "c", gate=gate))
     assert found.verdict == "pass", [str(f) for f in found.findings]
 
 
@@ -194,3 +184,24 @@ def test_shots_that_leave_nothing_are_refused(
 ) -> None:
     with pytest.raises(CheckError, match="30 shots leave no item"):
         check(_request(models, files, tmp_path / "c", shots=30))
+
+
+def test_a_gate_on_what_is_not_given_stops_before_anything_runs(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate.toml"
+    gate.write_text("[text.ru]\nkl = 1.0\n")
+    with pytest.raises(CheckError, match="--text ru=FILE"):
+        check(_request(models, files, tmp_path / "c", gate=gate))
+    assert not (tmp_path / "c").exists()
+
+
+def test_free_answers_of_two_metrics_are_two_results(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"question": f"{i}?", "reference": "х", "metric": m} for i in range(3)
+            for m in ("exact", "chrf")]  # fmt: skip
+    files["free"].write_text("\n".join(json.dumps(row) for row in rows))
+    found = check(_request(models, files, tmp_path / "c"))
+    free = [(t.scoring, t.primary, t.n) for t in found.tasks if t.name == "free"]
+    assert free == [("chrf", True, 3), ("exact", False, 3)]

@@ -15,6 +15,7 @@ from soroq.bench.quality.gate import (
     Limit,
     judge,
     read_gate,
+    refuse_unmeasured,
     verdict_of,
 )
 from soroq.bench.quality.stats import Interval, mean_interval
@@ -98,14 +99,30 @@ def test_false_verdicts_are_as_rare_as_promised(
     assert seen[FAIL] / repeats <= 0.042
 
 
-def test_the_default_gate_is_readable_and_has_both_languages() -> None:
-    gate = read_gate(None)
-    assert {limit.pattern for limit in gate.limits if limit.section == "text"} == {"*", "tg", "en"}
+def test_the_default_gate_limits_any_text_and_asks_more_of_tajik() -> None:
+    measured = {
+        ("text", name, metric): _between(0.06, 0.08)
+        for name in ("tg", "ru")
+        for metric in ("delta_nll", "kl")
+    }
+    found = {(f.name, f.metric): (f.bound, f.verdict) for f in judge(read_gate(None), measured)}
+    assert found == {
+        ("tg", "delta_nll"): (0.05, FAIL),
+        ("tg", "kl"): (0.10, PASS),
+        ("ru", "delta_nll"): (0.10, PASS),
+        ("ru", "kl"): (0.15, PASS),
+    }
 
 
-def test_names_that_were_not_measured_are_an_error() -> None:
+def test_names_that_are_not_measured_are_an_error_before_and_after() -> None:
+    gate = Gate((AT_MOST, Limit("task", "sib:raw", "recovery", 0.9, False)))
     with pytest.raises(CheckError, match="--text tg=FILE"):
-        judge(Gate((AT_MOST,)), {})
+        refuse_unmeasured(gate, ["en"], ["sib"])
+    with pytest.raises(CheckError, match="--task sib=FILE"):
+        refuse_unmeasured(gate, ["tg"], [])
+    refuse_unmeasured(gate, ["tg"], ["sib"])
+    with pytest.raises(CheckError, match="delta_nll of text 'tg', which it doesn't have"):
+        judge(gate, {})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ The context runs once an item; its keys and values are shared by all choices.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.tasks.items import Item
 from soroq.bench.quality.tasks.prompts import LETTERS, Prompt, encode_choices, write_context
 from soroq.core.errors import CheckError
+from soroq.io.writer import atomic_write
 
 PART = 32  # items in a cached part
 MODES = ("text", "letter")
@@ -122,8 +122,6 @@ def _key(items: Sequence[Item], examples: Sequence[Item], kind: str) -> str:
 
 
 def write_json(file: Path, document: object) -> None:
-    """Write JSON under a temporary name, then rename."""
+    """Write JSON as a whole, with the folders above it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, file)
+    atomic_write(file, json.dumps(document, ensure_ascii=False).encode(), shared=True)

@@ -62,13 +62,14 @@ class TaskResult:
     smallest_visible: float
 
 
-Answers = dict[str, tuple[list[ChoiceScores], str, list[float]]]
+# task → scores of its choice items, and metric → scores of its free items
+Answers = dict[str, tuple[list[ChoiceScores], dict[str, list[float]]]]
 
 
 def run_tasks(
     scorer: Scorer, tasks: Mapping[str, list[Item]], options: TaskOptions, listen: Listen
 ) -> Answers:
-    """Return task → (scores of choice items, metric of free items, scores of free items)."""
+    """Run every task's items on one model."""
     found: Answers = {}
     for name, items in tasks.items():
         examples, rest = split_shots(items, options.shots, options.seed)
@@ -77,21 +78,21 @@ def run_tasks(
         if not rest:
             raise CheckError(f"task {name!r}: {options.shots} shots leave no item to score")
         choices = [item for item in rest if item.choices]
-        free = [item for item in rest if not item.choices]
-        found[name] = (
-            score_choices(
-                scorer, choices, examples=examples, mode=options.mode, name=name, listen=listen
-            ),
-            free[0].metric if free else "",
-            score_free(
+        scores = score_choices(
+            scorer, choices, examples=examples, mode=options.mode, name=name, listen=listen
+        )
+        free = {
+            metric: score_free(
                 scorer,
-                free,
+                [item for item in rest if not item.choices and item.metric == metric],
                 examples=examples,
                 max_tokens=options.max_tokens,
                 name=name,
                 listen=listen,
-            ),
-        )
+            )
+            for metric in sorted({item.metric for item in rest if not item.choices})
+        }
+        found[name] = (scores, free)
     return found
 
 
@@ -100,8 +101,8 @@ def task_results(
 ) -> tuple[list[TaskResult], Measures]:
     results: list[TaskResult] = []
     measured: Measures = {}
-    for name, (choices, metric, free) in base.items():
-        other_choices, _, other_free = quant[name]
+    for name, (choices, free) in base.items():
+        other_choices, other_free = quant[name]
         if choices:
             scorings: dict[str, Callable[[ChoiceScores], bool]] = {"raw": lambda s: s.right}
             if mode == "letter":
@@ -115,12 +116,11 @@ def task_results(
                 results.append(_choice_result(name, scoring, rank == 0, counts, level))
                 label = name if rank == 0 else f"{name}:{scoring}"
                 measured |= _choice_measures(label, counts)
-        if free:
-            b, q = np.array(free), np.array(other_free)
-            result = _free_result(name, metric, not choices, b, q, level)
-            results.append(result)
-            label = f"{name}:{metric}" if choices else name
-            measured |= _free_measures(label, b, q)
+        for rank, metric in enumerate(free):
+            b, q = np.array(free[metric]), np.array(other_free[metric])
+            primary = not choices and rank == 0
+            results.append(_free_result(name, metric, primary, b, q, level))
+            measured |= _free_measures(name if primary else f"{name}:{metric}", b, q)
     return results, measured
 
 
