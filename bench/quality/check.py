@@ -28,7 +28,13 @@ from soroq.bench.quality.gate import (
 )
 from soroq.bench.quality.model import refuse_other_tokenizer
 from soroq.bench.quality.scores import Listen, Scorer
-from soroq.bench.quality.sets import EvalSet, Passage, make_set, read_passages
+from soroq.bench.quality.sets import (
+    EvalSet,
+    Passage,
+    make_set,
+    read_passages,
+    refuse_other_language,
+)
 from soroq.bench.quality.stats import (
     Floats,
     Interval,
@@ -216,7 +222,10 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
 
 def _passages(request: CheckRequest) -> dict[str, list[Passage]]:
     if request.texts:
-        return {name: read_passages(path) for name, path in request.texts.items()}
+        given = {name: read_passages(path) for name, path in request.texts.items()}
+        for name, passages in given.items():
+            refuse_other_language(name, passages)
+        return given
     return {
         language: [(d.plain, d.kind) for d in builtin_documents(language, "check")]
         for language in LANGUAGES

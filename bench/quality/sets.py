@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from soroq.calib.language import guess_language
 from soroq.calib.sources import read_documents
 from soroq.core.errors import CalibrationError, CheckError
 
 Passage = tuple[str, str]  # text, kind
+LANGUAGES = ("tg", "ru", "uz", "fa", "en")  # names that a text must live up to
+PIECE, PIECES = 1000, 64  # characters, pieces
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,28 @@ def read_passages(path: Path) -> list[Passage]:
     if not passages:
         raise CheckError(f"{path} holds no text")
     return passages
+
+
+def refuse_other_language(name: str, passages: Sequence[Passage]) -> None:
+    """Raise CheckError when a text called by a language's code is mostly in another language.
+
+    Looked at in pieces of PIECE characters, at most PIECES of them, spread evenly; names that are
+    no code in LANGUAGES are let be.
+    """
+    if name not in LANGUAGES:
+        return
+    whole = "\n".join(text for text, _ in passages)
+    n = max(1, len(whole) // PIECE)
+    picks = range(n) if n <= PIECES else [i * n // PIECES for i in range(PIECES)]
+    guesses = [guess_language(whole[i * PIECE : (i + 1) * PIECE]).language for i in picks]
+    decided = [guess for guess in guesses if guess != "unknown"]
+    others = [guess for guess in decided if guess != name]
+    if 2 * len(others) > len(decided):
+        likeliest = max(sorted(set(others)), key=others.count)
+        raise CheckError(
+            f"the text {name!r} is not in that language: {others.count(likeliest)} of "
+            f"{len(guesses)} pieces look like {likeliest!r}; give it another name or another file"
+        )
 
 
 def make_set(

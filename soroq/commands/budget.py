@@ -52,8 +52,13 @@ def parse_budget(
 
 
 def measure_sensitivity(model: str, file: Path, windows: int, seq_len: int) -> Sensitivity:
-    """Measure a model on built-in Tajik text, write `file`, and return what was found."""
+    """Measure a model on built-in Tajik text, write `file`, and return what was found.
+
+    What is measured so far lies in `file`.partial; a stopped measurement goes on from there.
+    """
     import tempfile
+
+    partial = file.with_name(file.name + ".partial")
 
     documents = {"tg": list(builtin_documents("tg", "calib"))}
     calibration = build_set(documents, {"tg": 1.0}, model, windows, seq_len, 0, "builtin")
@@ -63,9 +68,11 @@ def measure_sensitivity(model: str, file: Path, windows: int, seq_len: int) -> S
             calibration.ids,
             Path(folder),
             calibration_sha256=calibration.sha256,
+            partial=partial,
             listen=listen,
         )
     found.save(file)
+    partial.unlink(missing_ok=True)
     return found
 
 

@@ -99,13 +99,16 @@ def measure(
     folder: Path,
     *,
     calibration_sha256: str = "",
+    partial: Path | None = None,
     listen: Listen = lambda done, total, what: None,
 ) -> Sensitivity:
     """Measure every group of a model on windows ids (n, seq_len).
 
     folder: where hidden states at the block boundaries are kept meanwhile. One block's weights are
-    in memory beside them, so the time goes with the square of the number of blocks.
+    in memory beside them, so the time goes with the square of the number of blocks. partial: a
+    file that holds the groups measured so far; a stopped measurement goes on from it.
     """
+    source_sha256 = checkpoint.sha256()
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     runner = DecoderRunner(layout)
     total = layout.n_blocks * len(layout.architecture.linear_groups)
@@ -136,9 +139,12 @@ def measure(
             boundaries.append(write_activations(file, outputs, torch.float32))
         squares.append(seen.means)
     head = Head(checkpoint, runner, ids, boundaries[-1])
-    found: list[GroupCost] = []
+    found = _measured_before(partial, source_sha256, calibration_sha256, ids.numel())
+    known = len(found)
     for index in range(layout.n_blocks):
-        for group in layout.architecture.linear_groups:
+        for place, group in enumerate(layout.architecture.linear_groups):
+            if index * len(layout.architecture.linear_groups) + place < known:
+                continue
             listen(len(found), total, f"{layout.block(index)}.{group[0]}")
             block = block_of(index)
             originals = {path: _weight(block, path) for path in group}
@@ -158,8 +164,22 @@ def measure(
                     {name: (b, kl * e / max(cost, 1e-30)) for name, (b, e) in formats.items()},
                 )
             )
+            if partial is not None:
+                so_far = tuple(found)
+                Sensitivity(source_sha256, calibration_sha256, ids.numel(), so_far).save(partial)
     listen(total, total, "done")
-    return Sensitivity(checkpoint.sha256(), calibration_sha256, ids.numel(), tuple(found))
+    return Sensitivity(source_sha256, calibration_sha256, ids.numel(), tuple(found))
+
+
+def _measured_before(
+    partial: Path | None, source_sha256: str, calibration_sha256: str, n_tokens: int
+) -> list[GroupCost]:
+    """Return the groups in `partial`, if it is of the same model and the same windows."""
+    if partial is None or not partial.is_file():
+        return []
+    before = load_sensitivity(partial)
+    same = (before.source_sha256, before.calibration_sha256, before.n_tokens)
+    return list(before.groups) if same == (source_sha256, calibration_sha256, n_tokens) else []
 
 
 def _embedded(runner: DecoderRunner, checkpoint: Checkpoint, ids: torch.Tensor) -> Any:

@@ -10,7 +10,7 @@ from soroq.bench.quality import scores
 from soroq.bench.quality.compare import compare_text
 from soroq.bench.quality.model import open_model, refuse_other_tokenizer
 from soroq.bench.quality.scores import Scorer
-from soroq.bench.quality.sets import EvalSet, make_set, read_passages
+from soroq.bench.quality.sets import EvalSet, make_set, read_passages, refuse_other_language
 from soroq.core.errors import CheckError
 from soroq.loading import load, load_tokenizer
 from soroq.models.tiny import write_tiny_model
@@ -211,3 +211,17 @@ def test_models_of_other_tokenizers_are_refused(base: Path, tmp_path: Path) -> N
     with pytest.raises(CheckError, match="different tokenizers"):
         refuse_other_tokenizer(load_tokenizer(base), load_tokenizer(other), "a", "b")
     refuse_other_tokenizer(load_tokenizer(base), load_tokenizer(base), "a", "b")
+
+
+RUSSIAN = "Сегодня в городе открыли новую школу, и дети пришли на первый урок вместе с родителями. "
+TAJIK = "Имрӯз дар шаҳр мактаби нав кушода шуд ва кӯдакон бо падару модар ба дарси аввал омаданд. "
+
+
+def test_a_text_named_by_a_language_must_be_in_it() -> None:
+    for name in ("tg", "ru"):
+        own, other = (TAJIK, RUSSIAN) if name == "tg" else (RUSSIAN, TAJIK)
+        refuse_other_language(name, [(own * 30, "text"), (other * 10, "text")])
+        with pytest.raises(CheckError, match=f"{name!r} is not in that language"):
+            refuse_other_language(name, [(other * 30, "text"), (own * 10, "text")])
+    refuse_other_language("news", [(RUSSIAN, "text")])
+    refuse_other_language("tg", [("12 34 56", "text")])

@@ -1,13 +1,18 @@
 """Items as published sets have them, choices scored against plain runs, free answers, bad rows."""
 
+import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from soroq.bench.quality.scores import Scorer
+from soroq.bench.quality.sets import read_passages
 from soroq.bench.quality.tasks.choices import PART, ChoiceScores, score_choices
 from soroq.bench.quality.tasks.free import (
     chrf,
@@ -120,6 +125,74 @@ def test_malformed_rows_name_file_and_line(line: str, said: str, tmp_path: Path)
     assert "x.jsonl:2" in str(error.value)
 
 
+def _mutated(draw: st.DrawFn, value: Any) -> Any:
+    """Return a row with a field dropped, doubled, or replaced by something of another kind."""
+    odd = st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 9), st.floats(), st.text(max_size=6),
+        st.lists(st.text(max_size=3), max_size=3), st.dictionaries(st.text(max_size=3), st.none()),
+    )  # fmt: skip
+    changed = dict(value)
+    for name in draw(st.lists(st.sampled_from(sorted(changed)), max_size=3)):
+        if draw(st.booleans()):
+            changed[name] = draw(odd)
+        else:
+            changed.pop(name, None)
+    return changed
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_stands_in_a_row_it_is_an_item_or_a_clear_error(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(ROWS)))
+    row = _mutated(data.draw, ROWS[name][0])
+    suffix = data.draw(st.sampled_from([".jsonl", ".json", ".csv", ".tsv"]))
+    text = json.dumps(row) if suffix == ".jsonl" else json.dumps([row])
+    if suffix in (".csv", ".tsv"):
+        mark = "," if suffix == ".csv" else "\t"
+        text = mark.join(row) + "\n" + mark.join(str(v) for v in row.values())
+    raw = text.encode()
+    if data.draw(st.booleans()):  # a cut, and bytes that don't belong
+        place = data.draw(st.integers(0, len(raw)))
+        raw = raw[:place] + data.draw(st.binary(max_size=4)) + raw[place + 1 :]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"x{suffix}"
+        file.write_bytes(raw)
+        try:
+            items = read_items(file)
+        except CheckError as error:
+            assert "\n" not in str(error)
+            return
+    for item in items:
+        assert item.choices or item.references
+        assert all(isinstance(choice, str) and choice for choice in item.choices)
+        assert not item.choices or 0 <= item.answer < len(item.choices)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_items_or_a_clear_error(raw: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+            file = Path(folder) / f"x{suffix}"
+            file.write_bytes(raw)
+            with contextlib.suppress(CheckError):
+                read_items(file)
+        (Path(folder) / "t.jsonl").write_bytes(raw)
+        with contextlib.suppress(CheckError):
+            read_passages(Path(folder) / "t.jsonl")
+
+
+def test_nested_and_wrong_shapes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(CheckError, match="not JSON"):
+        read_items(tmp_path / "x.json")
+    for choices in ('"абв"', "[1, null]", '[["а"], "б"]'):
+        row = f'{{"question": "с", "choices": {choices}, "answer": 0}}'
+        (tmp_path / "x.jsonl").write_text(row)
+        with pytest.raises(CheckError, match="`choices`"):
+            read_items(tmp_path / "x.jsonl")
+
+
 def test_empty_and_unknown_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("")
     (tmp_path / "x.doc").write_text("")
@@ -130,8 +203,8 @@ def test_empty_and_unknown_files_are_refused(tmp_path: Path) -> None:
 
 def test_answers_are_indices_letters_or_texts() -> None:
     choices = ("ҳа", "не", "шояд")
-    for given, index in ((1, 1), ("1", 1), ("B", 1), ("b)", 1), ("Б", 1), ("не", 1), ("(C)", 2)):
-        assert answer_index(given, choices) == index
+    for answer, index in ((1, 1), ("1", 1), ("B", 1), ("b)", 1), ("Б", 1), ("не", 1), ("(C)", 2)):
+        assert answer_index(answer, choices) == index
     for bad in (None, True, "Ҳеҷ", "", "AB"):
         with pytest.raises(ValueError, match="names no choice"):
             answer_index(bad, choices)

@@ -74,6 +74,28 @@ def test_blocks_read_anew_give_the_same(
     assert [g.kl for g in again.groups] == [g.kl for g in found.groups]
 
 
+def test_a_stopped_measurement_goes_on_where_it_was(
+    base: Path, ids: torch.Tensor, found: Sensitivity, tmp_path: Path
+) -> None:
+    partial = tmp_path / "s.json.partial"
+    told: list[int] = []
+
+    def stop_at_five(done: int, total: int, what: str) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(open_checkpoint(base), ids, tmp_path, partial=partial, listen=stop_at_five)
+    again = measure(
+        open_checkpoint(base), ids, tmp_path, partial=partial,
+        listen=lambda done, total, what: told.append(done),
+    )  # fmt: skip
+    assert again == found
+    assert sorted(set(told) - {0}) == [5, 6, 7, 8, 9, 10, 11, 12]
+    other = measure(open_checkpoint(base), ids[:2], tmp_path, partial=partial)
+    assert other.groups != found.groups
+
+
 def test_files_come_back_as_they_were(found: Sensitivity, tmp_path: Path) -> None:
     found.save(tmp_path / "s.json")
     assert load_sensitivity(tmp_path / "s.json") == found

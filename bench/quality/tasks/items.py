@@ -73,7 +73,7 @@ def read_items(path: Path) -> list[Item]:
             )
         try:
             item = reader(row, where)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
             raise CheckError(f"{where}: {error}") from error
         if item is not None:
             items.append(_checked(item, where))
@@ -103,13 +103,17 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise CheckError(f"{path} is not UTF-8: {error}") from error
     if path.suffix in (".csv", ".tsv"):
         table = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
-        for row in table:
-            yield f"{path}:{table.line_num}", {k: v for k, v in row.items() if k is not None}
+        try:
+            for row in table:
+                known = {k: v for k, v in row.items() if k is not None and v is not None}
+                yield f"{path}:{table.line_num}", known
+        except csv.Error as error:
+            raise CheckError(f"{path}:{table.line_num}: {error}") from error
         return
     if path.suffix == ".json":
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckError(f"{path}: not JSON: {error}") from error
         if not isinstance(rows, list):
             raise CheckError(f"{path}: not a list of items")
@@ -120,7 +124,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 continue
             try:
                 rows.append((number, json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CheckError(f"{path}:{number}: not JSON: {error}") from error
         for number, row in rows:
             yield f"{path}:{number}", _object(row, f"{path}:{number}")
@@ -182,11 +186,26 @@ def is_cyrillic(text: str) -> bool:
     return 2 * sum("\u0400" <= c <= "\u04ff" for c in letters) > len(letters)
 
 
+def _plain(value: Any, name: str) -> str:
+    """Return a text or a number as text; ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"`{name}` is {value!r}, not text")
+    return str(value)
+
+
+def _string(row: Row, name: str) -> str:
+    return _plain(row[name], name)
+
+
+def _strings(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"`{name}` is {value!r}, not a list")
+    return tuple(_plain(one, name) for one in value)
+
+
 def _text(row: Row, *names: str) -> str:
-    for name in names:
-        if row.get(name) is not None:
-            return str(row[name])
-    return ""
+    """Return the first of these fields that is there, else an empty text."""
+    return next((_string(row, name) for name in names if row.get(name) is not None), "")
 
 
 def _id(row: Row, where: str) -> str:
@@ -194,10 +213,10 @@ def _id(row: Row, where: str) -> str:
 
 
 def _own(row: Row, where: str) -> Item:
-    choices = tuple(str(c) for c in row["choices"])
+    choices = _strings(row["choices"], "choices")
     return Item(
         _id(row, where),
-        str(row["question"]),
+        _string(row, "question"),
         choices,
         answer_index(row["answer"], choices),
         passage=_text(row, "passage"),
@@ -208,10 +227,10 @@ def _own(row: Row, where: str) -> Item:
 def _lettered(row: Row, where: str) -> Item:
     """TajLiB: question, option_a … option_d, answer."""
     names = sorted(name for name in row if re.fullmatch(r"option_[a-j]", name))
-    choices = tuple(str(row[n]) for n in names if row[n] not in (None, ""))
+    choices = tuple(_string(row, n) for n in names if row[n] not in (None, ""))
     answer = answer_index(row["answer"], choices)
     return Item(
-        _id(row, where), str(row["question"]), choices, answer, subject=_text(row, "subject")
+        _id(row, where), _string(row, "question"), choices, answer, subject=_text(row, "subject")
     )
 
 
@@ -225,33 +244,35 @@ def _talim(row: Row, where: str) -> Item | None:
     if "match" in _text(row, "type").lower():
         return None
     if not options:
-        answer = str(row["answer"])
-        return Item(_id(row, where), str(row["question"]), (), -1, (answer,), "exact", "", subject)
+        answer = _string(row, "answer")
+        return Item(
+            _id(row, where), _string(row, "question"), (), -1, (answer,), "exact", "", subject
+        )
     if isinstance(options, dict):
         letters = [str(key).strip().upper() for key in options]
-        choices = tuple(str(value) for value in options.values())
-        given = str(row["answer"]).strip().upper()
+        choices = _strings(list(options.values()), "options")
+        given = _string(row, "answer").strip().upper()
         index = letters.index(given) if given in letters else answer_index(row["answer"], choices)
     else:
-        choices = tuple(str(value) for value in options)
+        choices = _strings(options, "options")
         index = answer_index(row["answer"], choices)
-    return Item(_id(row, where), str(row["question"]), choices, index, subject=subject)
+    return Item(_id(row, where), _string(row, "question"), choices, index, subject=subject)
 
 
 def _belebele(row: Row, where: str) -> Item:
-    choices = tuple(str(row[f"mc_answer{i}"]) for i in range(1, 5))
+    choices = tuple(_string(row, f"mc_answer{i}") for i in range(1, 5))
     return Item(
         f"{_text(row, 'link')}#{_id(row, where)}",
-        str(row["question"]),
+        _string(row, "question"),
         choices,
-        int(row["correct_answer_num"]) - 1,
-        passage=str(row["flores_passage"]),
+        int(_string(row, "correct_answer_num")) - 1,
+        passage=_string(row, "flores_passage"),
         subject="reading",
     )
 
 
 def _sib200(row: Row, where: str) -> Item:
-    answer, text = SIB_TOPICS.index(str(row["category"])), str(row["text"])
+    answer, text = SIB_TOPICS.index(_string(row, "category")), _string(row, "text")
     if is_cyrillic(text):
         question, topics = "Мавзӯи матн чист?", SIB_TOPICS_TG
     else:
@@ -261,25 +282,31 @@ def _sib200(row: Row, where: str) -> Item:
 
 def _arc(row: Row, where: str) -> Item:
     found = row["choices"]
-    labels = [str(label) for label in found["label"]]
-    choices = tuple(str(text) for text in found["text"])
-    return Item(_id(row, where), str(row["question"]), choices, labels.index(str(row["answerKey"])))
+    labels, choices = _strings(found["label"], "label"), _strings(found["text"], "text")
+    answer = _string(row, "answerKey")
+    if answer not in labels:
+        raise ValueError(f"answerKey {answer!r} is not one of {list(labels)!r}")
+    return Item(_id(row, where), _string(row, "question"), choices, labels.index(answer))
 
 
 def _hellaswag(row: Row, where: str) -> Item:
     endings = row["endings"]
     endings = json.loads(endings) if isinstance(endings, str) else endings
-    choices = tuple(str(ending) for ending in endings)
-    return Item(_id(row, where), str(row["ctx"]), choices, int(row["label"]), lead=True)
+    choices = _strings(endings, "endings")
+    return Item(
+        _id(row, where), _string(row, "ctx"), choices, int(_string(row, "label")), lead=True
+    )
 
 
 def _gsm8k(row: Row, where: str) -> Item:
-    answer = str(row["answer"]).rpartition("####")[2].strip()
-    return Item(_id(row, where), str(row["question"]), (), -1, (answer,), "number", subject="maths")
+    answer = _string(row, "answer").rpartition("####")[2].strip()
+    return Item(
+        _id(row, where), _string(row, "question"), (), -1, (answer,), "number", subject="maths"
+    )
 
 
 def _flores(row: Row, where: str) -> Item:
-    source, target = str(row["sentence_eng_Latn"]), str(row["sentence_tgk_Cyrl"])
+    source, target = _string(row, "sentence_eng_Latn"), _string(row, "sentence_tgk_Cyrl")
     question = f"English: {source}\nТоҷикӣ:"
     return Item(_id(row, where), question, (), -1, (target,), "chrf", subject="translation")
 
@@ -287,22 +314,24 @@ def _flores(row: Row, where: str) -> Item:
 def _free(row: Row, where: str) -> Item:
     """A set of one's own: question and reference (a string or several), maybe metric."""
     given = row["reference"]
-    references = tuple(str(r) for r in given) if isinstance(given, list) else (str(given),)
+    references = _strings(given if isinstance(given, list) else [given], "reference")
     metric = _text(row, "metric") or "exact"
     if metric not in ("exact", "number", "chrf"):
         raise ValueError(f"metric {metric!r} is not exact, number or chrf")
-    return Item(_id(row, where), str(row["question"]), (), -1, references, metric)
+    return Item(_id(row, where), _string(row, "question"), (), -1, references, metric)
 
 
 def _messages(row: Row, where: str) -> Item:
     """A conversation: the last message is the reference for the one before it."""
     turns = row["messages"]
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise ValueError("`messages` is not a list of at least two")
     return Item(
         _id(row, where),
-        str(turns[-2]["content"]),
+        _string(turns[-2], "content"),
         (),
         -1,
-        (str(turns[-1]["content"]),),
+        (_string(turns[-1], "content"),),
         "chrf",
         subject=_text(row, "kind"),
     )
