@@ -3,9 +3,10 @@
     python -m soroq.bench.memory --work DIR                       # all of Gemma 3 4B's 34 blocks
     python -m soroq.bench.memory --work DIR --stop-after 1        # the first block alone
     python -m soroq.bench.memory --work DIR --scheme int4-rtn --distill --samples 2
+    python -m soroq.bench.memory --work DIR --shape 27b --samples 16
 
-The weights have Gemma 3 4B's text shape (about 8 GB in bfloat16) and no meaning: only memory and
-time are measured. The run is a process of its own; its peak resident set, file pages included, goes
+The weights have Gemma 3 4B's text shape (about 8 GB in bfloat16), or that of one block of the 27B
+with its down projection of 21,504 inputs, and no meaning: only memory and time are measured. The run is a process of its own; its peak resident set, file pages included, goes
 to bench/records. Blocks are alike, so the peak of the first is that of all.
 """
 
@@ -21,15 +22,27 @@ from typing import Any
 from soroq.bench.record import append_record
 
 BENCH = "quantize-memory"
-SHAPE_4B: dict[str, Any] = {
-    "hidden_size": 2560,
-    "intermediate_size": 10240,
-    "num_hidden_layers": 34,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "vocab_size": 262208,
-    "max_position_embeddings": 131072,
+SHAPES: dict[str, dict[str, Any]] = {
+    "4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+    },
+    "27b": {
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 1,  # of 62
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "vocab_size": 8192,  # of 262,208: the embedding is not what is measured
+        "max_position_embeddings": 131072,
+    },
 }
 
 
@@ -94,17 +107,20 @@ def main() -> None:
     """Parse the command line, run, record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="4b")
     parser.add_argument("--scheme", default="int4")
     parser.add_argument("--distill", action="store_true")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--stop-after", type=int, default=-1)
     options = parser.parse_args()
-    options.vocabulary = SHAPE_4B["vocab_size"]
+    shape = SHAPES[options.shape]
+    options.vocabulary = shape["vocab_size"]
     context = multiprocessing.get_context("spawn")
+    options.work = options.work / options.shape
     base = options.work / "base"
     if not (base / "config.json").is_file():
-        writer = context.Process(target=_write_model, args=(base, SHAPE_4B))
+        writer = context.Process(target=_write_model, args=(base, shape))
         writer.start()
         writer.join()
     results = context.Queue()
@@ -116,7 +132,8 @@ def main() -> None:
     append_record(
         BENCH,
         {
-            "model": "random weights, Gemma 3 4B text shape",
+            "model": f"random weights, Gemma 3 {options.shape.upper()} text shape"
+            + (f", {shape['num_hidden_layers']} block" if options.shape == "27b" else ""),
             "source_bytes": source_bytes,
             "scheme": options.scheme,
             "distill": options.distill,
