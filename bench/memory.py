@@ -6,8 +6,9 @@
     python -m soroq.bench.memory --work DIR --shape 27b --samples 16
 
 The weights have Gemma 3 4B's text shape (about 8 GB in bfloat16), or that of one block of the 27B
-with its down projection of 21,504 inputs, and no meaning: only memory and time are measured. The run is a process of its own; its peak resident set, file pages included, goes
-to bench/records. Blocks are alike, so the peak of the first is that of all.
+with its down projection of 21,504 inputs, and no meaning: only memory and time are measured. The
+run is a process of its own; its peak resident set, file pages included, goes to bench/records.
+Blocks are alike, so the peak of the first is that of all.
 """
 
 import argparse
