@@ -21,16 +21,25 @@ from soroq.io.checkpoint import Checkpoint, open_checkpoint
 from soroq.io.formats.compressed_tensors import decode, parse_config
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
+from soroq.nn.late import LateEmbedding, LateLinear
 from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
 
 Group = tuple[list[str], QuantArgs, QuantArgs | None]
 
 
-def load(source: str | Path, *, dtype: torch.dtype = torch.float32, packed: bool = True) -> Any:
+def load(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    packed: bool = True,
+    late: bool = False,
+) -> Any:
     """Return the causal model in `source`, ready to run on the CPU.
 
     packed: keep quantized weights as they are stored and run them through `soroq.kernels`;
-    otherwise dequantize them to `dtype`. Raises CheckpointError when tensors are missing.
+    otherwise dequantize them to `dtype`. late: keep all matrices as they are stored and convert
+    them to `dtype` whenever they are used (soroq.nn.late); for evaluation in little memory. Raises
+    CheckpointError when tensors are missing.
     """
     checkpoint = open_checkpoint(source)
     names = set(checkpoint.names())
@@ -47,7 +56,8 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32, packed: bool
     for name in sorted(names.difference(parts)):
         target = _target(name, layout.prefix)
         if target is not None:
-            state[target] = checkpoint.load(name, dtype=dtype)
+            keep = late and len(checkpoint.info(name).shape) == 2
+            state[target] = checkpoint.load(name, dtype=None if keep else dtype)
     for module in sorted(quantized):
         target = _target(module, layout.prefix)
         if target is None:
@@ -59,9 +69,14 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32, packed: bool
         scale = tensors.get(f"{module}.input_scale")
         if module + ".weight" == layout.embedding:
             _replace_embedding(model, weight, dtype, packed, state)
+        elif late:
+            kept = LateLinear(weight, bias, activation=activation, input_scale=scale)
+            _put(model, target, kept)
         else:
             _replace(model, target, weight, bias, activation, scale, dtype, packed)
     _tie_head(state)
+    if late:
+        _keep_stored(model, state, dtype)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     wanted = [n for n in missing if not _belongs_to_packed(model, n)]
     if wanted or unexpected:
@@ -120,8 +135,25 @@ def _replace(
                 new.bias = nn.Parameter(bias, requires_grad=False)
         else:
             new = RoundedLinear(dense, bias, activation, input_scale)
+    _put(model, target, new)
+
+
+def _put(model: nn.Module, target: str, new: nn.Module) -> None:
     parent, _, child = target.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
+
+
+def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Take the matrices of linears and the embedding out of `state` and hold them as stored."""
+    scale = getattr(model.model.embed_tokens, "embed_scale", None)
+    embedding = state.pop("model.embed_tokens.weight")
+    model.model.embed_tokens = LateEmbedding(
+        embedding, 1.0 if scale is None else float(scale), dtype
+    )
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
+            _put(model, path, LateLinear(weight, bias))
 
 
 def _replace_embedding(
@@ -172,6 +204,13 @@ def load_tokenizer(source: str | Path) -> Any:
         with tempfile.TemporaryDirectory() as temporary:
             checkpoint.copy_side_files(Path(temporary))
             return AutoTokenizer.from_pretrained(temporary, local_files_only=True)
+    return read_tokenizer(directory)
+
+
+def read_tokenizer(directory: Path) -> Any:
+    """Return the tokenizer in a directory. Raises CheckpointError when there is none."""
+    from transformers import AutoTokenizer
+
     if not any((directory / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
         raise CheckpointError(f"{directory} has no tokenizer.json; copy it from the original model")
     try:

@@ -70,11 +70,16 @@ def test_transformers_opens_it_and_agrees_with_our_reference(
     ours = _logits(load(out, packed=False), test)
     torch.testing.assert_close(_logits(theirs, test), ours, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(_logits(load(out), test), ours, rtol=1e-4, atol=1e-4)
+    assert torch.equal(_logits(load(out, packed=False, late=True), test), ours)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
-def test_other_decoders_quantize_too(model_type: str, tmp_path: Path) -> None:
+def test_other_decoders_quantize_too(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
+
+    from soroq.nn import late
 
     write_tiny_model(tmp_path / "base", model_type)
     out = tmp_path / "out"
@@ -84,6 +89,11 @@ def test_other_decoders_quantize_too(model_type: str, tmp_path: Path) -> None:
     ours = _logits(load(out, packed=False), test)
     torch.testing.assert_close(_logits(theirs, test), ours, rtol=1e-4, atol=1e-4)
     original = _logits(load(tmp_path / "base"), test)
+    monkeypatch.setattr(late, "SLICE", 1000)  # more than one slice for the head
+    for folder, want in ((tmp_path / "base", original), (out, ours)):
+        held = load(folder, packed=False, late=True)
+        torch.testing.assert_close(_logits(held, test), want, rtol=1e-5, atol=1e-5)
+        assert not any(p.ndim == 2 for p in held.parameters())
     assert ((ours - original) ** 2).mean() < 0.3 * (original**2).mean()
 
 
