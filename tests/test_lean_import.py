@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "triton", "transformers", "gguf", "numpy")
+HEAVY = ("torch", "triton", "transformers", "gguf", "numpy", "onnx", "onnxruntime")
 ROOT = Path(__file__).resolve().parent.parent
 
 REPORT = f"""

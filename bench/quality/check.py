@@ -26,7 +26,12 @@ from soroq.bench.quality.gate import (
     refuse_unmeasured,
     verdict_of,
 )
-from soroq.bench.quality.model import refuse_other_tokenizer
+from soroq.bench.quality.model import (
+    Source,
+    find_source,
+    refuse_other_tokenizer,
+    refuse_other_vocabulary,
+)
 from soroq.bench.quality.scores import Listen, Scorer
 from soroq.bench.quality.sets import (
     EvalSet,
@@ -59,8 +64,6 @@ from soroq.bench.quality.tasks.results import (
 )
 from soroq.calib.sources import builtin_documents
 from soroq.core.errors import CheckError
-from soroq.io.checkpoint import open_checkpoint
-from soroq.loading import load_tokenizer
 from soroq.manifest import read_manifest
 
 SCHEMA = "soroq-check/1"
@@ -156,8 +159,11 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     if gate:
         names = [*(request.tasks or {}), *(spec.partition("@")[0] for spec in request.harness)]
         refuse_unmeasured(gate, passages, names)
-    tokenizer = load_tokenizer(request.base)
-    refuse_other_tokenizer(tokenizer, load_tokenizer(request.quant), request.base, request.quant)
+    sources = find_source(request.base), find_source(request.quant)
+    _refuse_torch_only(request, *sources)
+    refuse_other_vocabulary(*sources)
+    tokenizer = sources[0].tokenizer()
+    refuse_other_tokenizer(tokenizer, sources[1].tokenizer(), request.base, request.quant)
     sets = [
         make_set(
             name,
@@ -206,8 +212,8 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     return Report(
         base=request.base,
         quant=request.quant,
-        base_bytes=open_checkpoint(request.base).total_bytes,
-        quant_bytes=open_checkpoint(request.quant).total_bytes,
+        base_bytes=sources[0].total_bytes,
+        quant_bytes=sources[1].total_bytes,
         texts=texts,
         tasks=results,
         generation=generation,
@@ -215,9 +221,23 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
         findings=findings,
         verdict=verdict_of(findings) if gate else "",
         layers=_layers(request.quant),
-        settings=_settings(request, base, quant, sets, level),
+        settings=_settings(request, base, quant, sets, level)
+        | sources[0].versions
+        | sources[1].versions,
         seconds=time.monotonic() - started,
     )
+
+
+def _refuse_torch_only(request: CheckRequest, base: Source, quant: Source) -> None:
+    """Raise CheckError for what only torch models can do, before anything runs."""
+    if request.noise_floor and not base.is_torch:
+        raise CheckError(f"--noise-floor: {base.name} has no other attention to be run under")
+    for source in (base, quant):
+        if request.harness and not source.is_torch:
+            raise CheckError(
+                f"lm_eval:{request.harness[0]}: lm-evaluation-harness runs torch models only, and "
+                f"{source.name} is none; tasks of one's own (--task name=FILE) run on both"
+            )
 
 
 def _passages(request: CheckRequest) -> dict[str, list[Passage]]:

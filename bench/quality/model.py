@@ -1,13 +1,15 @@
 """A model that can be checked: log-probabilities in slices, on the CPU, whatever it is stored as.
 
-`open_model` takes what `soroq.load` takes. A model hands out log-probabilities CHUNK positions at
-a time: whole logits of a window would be 0.5 GB at a vocabulary of 262,144.
+`find_source` takes what `soroq.load` takes, and ONNX models (bench/quality/onnx_model.py). It
+answers everything the checker asks of a model on disk: size, key, tokenizer, and the model itself.
+A model hands out log-probabilities CHUNK positions at a time: whole logits of a window would be
+0.5 GB at a vocabulary of 262,144.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,18 +22,99 @@ CHUNK = 64  # positions whose logits exist at once
 BATCH_TOKENS = 2048
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(ABC):
     """A causal model in memory and its tokenizer."""
 
     source: str
-    network: Any
     tokenizer: Any
+
+    @abstractmethod
+    def score_windows(self, ids: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (span, float32 log-probabilities (span, vocabulary)) of windows (n, seq_len).
+
+        Spans run through the n · (seq_len − 1) positions that have a next token, window by window,
+        at most CHUNK at a time. The tensor is the caller's to change.
+        """
+
+    @abstractmethod
+    def score_continuations(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> tuple[float, ...]:
+        """Return the summed log-probability, nats, of each continuation behind the context.
+
+        Neither the context nor a continuation may be empty.
+        """
+
+    @abstractmethod
+    def generate(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Return the greedy continuation of a prompt, up to the end token and with it."""
+
+    @property
+    def network(self) -> Any:
+        """The torch module, for lm-evaluation-harness. Raises CheckError if there is none."""
+        raise CheckError(f"{self.source} is no torch model; lm-evaluation-harness can't run it")
+
+
+class TorchModel(Model):
+    """A transformers model, weights dequantized."""
+
+    def __init__(self, source: str, network: Any, tokenizer: Any) -> None:
+        self.source, self.tokenizer = source, tokenizer
+        self._network = network
+
+    @property
+    def network(self) -> Any:
+        return self._network
+
+    def score_windows(self, ids: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        yield from self.log_probs(self.hidden(ids)[:, :-1].flatten(0, 1))
+
+    def score_continuations(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> tuple[float, ...]:
+        """The context runs once; its keys and values are shared by all continuations."""
+        n, longest = len(continuations), max(len(c) for c in continuations)
+        ids = torch.zeros(n, longest, dtype=torch.int64)
+        for row, continuation in enumerate(continuations):
+            ids[row, : len(continuation)] = torch.tensor(continuation)
+        with torch.inference_mode():
+            first = self._network.model(input_ids=torch.tensor([context]), use_cache=True)
+            hidden = first.last_hidden_state[:, -1:].expand(n, -1, -1)
+            if longest > 1:  # the last token of a continuation predicts nothing that is scored
+                cache = first.past_key_values
+                cache.batch_repeat_interleave(n)
+                more = self._network.model(
+                    input_ids=ids[:, :-1], past_key_values=cache, use_cache=True
+                ).last_hidden_state
+                hidden = torch.cat([hidden, more], 1)
+        wanted = torch.tensor([[i < len(c) for i in range(longest)] for c in continuations])
+        targets = ids[wanted]
+        scores = torch.empty(len(targets))
+        for span, log_p in self.log_probs(hidden[wanted]):
+            scores[span] = log_p.gather(1, targets[span, None])[:, 0]
+        owner = wanted.nonzero()[:, 0]
+        sums = torch.zeros(n, dtype=torch.float64).index_add_(0, owner, scores.double())
+        return tuple(float(s) for s in sums)
+
+    def generate(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        prompt = torch.tensor([ids])
+        with torch.inference_mode():
+            out = self._network.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id or 0,
+            )
+        tokens: list[int] = out[0, prompt.shape[1] :].tolist()
+        return tokens
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the final hidden states (n, seq_len, hidden) of ids (n, seq_len)."""
         with torch.inference_mode():
-            out: torch.Tensor = self.network.model(input_ids=ids, use_cache=False).last_hidden_state
+            out: torch.Tensor = self._network.model(
+                input_ids=ids, use_cache=False
+            ).last_hidden_state
         return out
 
     def log_probs(self, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -39,36 +122,121 @@ class Model:
 
         The tensor is the caller's to change.
         """
-        cap = getattr(self.network.config, "final_logit_softcapping", None)
+        cap = getattr(self._network.config, "final_logit_softcapping", None)
         with torch.inference_mode():
             for start in range(0, len(hidden), CHUNK):
                 span = slice(start, min(start + CHUNK, len(hidden)))
-                logits = self.network.lm_head(hidden[span]).float()
+                logits = self._network.lm_head(hidden[span]).float()
                 if cap:
                     logits = (logits / cap).tanh_().mul_(cap)
                 yield span, logits.log_softmax(-1)
 
 
+class Source(ABC):
+    """A model on disk, as the checker sees it; nothing big is read until asked for.
+
+    is_torch: opened as a torch module, so that attention can be chosen and lm-evaluation-harness
+    can run it. versions: of the libraries that run it, besides torch and transformers.
+    """
+
+    name: str
+    config: dict[str, Any]
+    is_torch: bool
+    versions: dict[str, str]
+
+    @property
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """Bytes of its tensors; of its files, where those can't be told apart."""
+
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """Return the tokenizer. Raises a SoroqError when there is none."""
+
+    @abstractmethod
+    def key(self, dtype: torch.dtype, attention: str) -> str:
+        """Return the hash of what decides the model's results, without loading it."""
+
+    @abstractmethod
+    def open(self, dtype: torch.dtype, attention: str) -> Model:
+        """Load model and tokenizer."""
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Tokens that the model gives logits for, as config.json says."""
+        for config in (self.config, self.config.get("text_config")):
+            if isinstance(config, dict) and isinstance(config.get("vocab_size"), int):
+                return int(config["vocab_size"])
+        return None
+
+
+class CheckpointSource(Source):
+    """A checkpoint that `soroq.load` opens; weights are dequantized to the dtype asked for."""
+
+    is_torch = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._checkpoint = open_checkpoint(name)
+        self.config, self.versions = self._checkpoint.config, {}
+
+    @property
+    def total_bytes(self) -> int:
+        return self._checkpoint.total_bytes
+
+    @property
+    def vocab_size(self) -> int | None:
+        # a multimodal config.json may leave it out
+        for name in self._checkpoint.names():
+            if name.endswith(("embed_tokens.weight", "embed_tokens.weight_packed")):
+                return self._checkpoint.info(name).shape[0]
+        return super().vocab_size
+
+    def tokenizer(self) -> Any:
+        from soroq.loading import load_tokenizer
+
+        return load_tokenizer(self.name)
+
+    def key(self, dtype: torch.dtype, attention: str) -> str:
+        # versions are part of it: another soroq or torch may compute other last digits
+        weights = [self._checkpoint.sha256(), self.config]
+        facts = [*weights, str(dtype), attention, str(torch.__version__), soroq.__version__, CHUNK]
+        return hash_facts(facts)
+
+    def open(self, dtype: torch.dtype, attention: str) -> Model:
+        from soroq.loading import load
+
+        network = load(self.name, dtype=dtype, packed=False)
+        if attention != "sdpa":
+            network.set_attn_implementation(attention)
+        return TorchModel(self.name, network, self.tokenizer())
+
+
+def find_source(source: str) -> Source:
+    """Return what lies at a path, or the demo model by its name.
+
+    Raises CheckError or CheckpointError when it is nothing that can be checked.
+    """
+    from soroq.bench.quality.onnx_model import OnnxSource, find_onnx
+
+    file = find_onnx(source)
+    return CheckpointSource(source) if file is None else OnnxSource(source, file)
+
+
 def open_model(
     source: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
 ) -> Model:
-    """Load a model and its tokenizer; weights are dequantized to `dtype`."""
-    from soroq.loading import load, load_tokenizer
-
-    network = load(source, dtype=dtype, packed=False)
-    if attention != "sdpa":
-        network.set_attn_implementation(attention)
-    return Model(source, network, load_tokenizer(source))
+    """Load a model and its tokenizer; a checkpoint's weights are dequantized to `dtype`."""
+    return find_source(source).open(dtype, attention)
 
 
 def model_key(source: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> str:
-    """Return the hash of what decides a model's results, without loading it.
+    """Return the hash of what decides a model's results, without loading it."""
+    return find_source(source).key(dtype, attention)
 
-    The versions are part of it: another soroq or torch may compute other last digits.
-    """
-    checkpoint = open_checkpoint(source)
-    weights = [checkpoint.sha256(), checkpoint.config]
-    facts = [*weights, str(dtype), attention, str(torch.__version__), soroq.__version__, CHUNK]
+
+def hash_facts(facts: Any) -> str:
+    """Return the hash of JSON values."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,3 +253,17 @@ def refuse_other_tokenizer(base: Any, quant: Any, base_name: str, quant_name: st
             f"{quant_name} and {base_name} have different tokenizers; copy the original's "
             "tokenizer files into the quantized directory"
         )
+
+
+def refuse_other_vocabulary(base: Source, quant: Source) -> None:
+    """Raise CheckError if an ONNX model gives logits for other tokens than what it is beside.
+
+    Checkpoints may differ by rows that pad the embedding, which a GGUF leaves out.
+    """
+    sizes = {base.vocab_size, quant.vocab_size} - {None}
+    if (base.is_torch and quant.is_torch) or len(sizes) < 2:
+        return
+    raise CheckError(
+        f"{quant.name} gives logits for {quant.vocab_size} tokens, {base.name} for "
+        f"{base.vocab_size}; only models of one vocabulary can be compared"
+    )

@@ -73,11 +73,10 @@ class Scorer:
         def compute(ids: torch.Tensor, first: int) -> BaseTable:
             generator = torch.Generator().manual_seed(first)
             targets = ids[:, 1:].flatten()
-            hidden = self.model.hidden(ids)[:, :-1].flatten(0, 1)
             return join_base(
                 [
                     base_rows(log_p, targets[span], generator)
-                    for span, log_p in self.model.log_probs(hidden)
+                    for span, log_p in self.model.score_windows(ids)
                 ]
             )
 
@@ -92,7 +91,6 @@ class Scorer:
         def compute(ids: torch.Tensor, first: int) -> QuantTable:
             start = first * positions
             targets = ids[:, 1:].flatten()
-            hidden = self.model.hidden(ids)[:, :-1].flatten(0, 1)
             return join_quant(
                 [
                     quant_rows(
@@ -100,7 +98,7 @@ class Scorer:
                         targets[span],
                         rows_of(table, slice(start + span.start, start + span.stop)),
                     )
-                    for span, log_q in self.model.log_probs(hidden)
+                    for span, log_q in self.model.score_windows(ids)
                 ]
             )
 

@@ -1,15 +1,10 @@
-"""Log-likelihood of every choice of every item, kept in the cache beside the model's other scores.
-
-The context runs once an item; its keys and values are shared by all choices.
-"""
+"""Log-likelihood of every choice of every item, kept in the cache beside its other scores."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from soroq.bench.quality.model import Model
 from soroq.bench.quality.scores import Scorer
@@ -51,29 +46,7 @@ def score_prompt(model: Model, prompt: Prompt) -> tuple[float, ...]:
     """Return the summed log-probability of each continuation behind the context."""
     if any(not continuation for continuation in prompt.continuations):
         raise CheckError(f"{model.source}: a choice has no tokens of its own")
-    context = torch.tensor([prompt.context])
-    n, longest = len(prompt.continuations), max(len(c) for c in prompt.continuations)
-    ids = torch.zeros(n, longest, dtype=torch.int64)
-    for row, continuation in enumerate(prompt.continuations):
-        ids[row, : len(continuation)] = torch.tensor(continuation)
-    with torch.inference_mode():
-        first = model.network.model(input_ids=context, use_cache=True)
-        hidden = first.last_hidden_state[:, -1:].expand(n, -1, -1)
-        if longest > 1:  # the last token of a continuation predicts nothing that is scored
-            cache = first.past_key_values
-            cache.batch_repeat_interleave(n)
-            more = model.network.model(
-                input_ids=ids[:, :-1], past_key_values=cache, use_cache=True
-            ).last_hidden_state
-            hidden = torch.cat([hidden, more], 1)
-    wanted = torch.tensor([[i < len(c) for i in range(longest)] for c in prompt.continuations])
-    targets = ids[wanted]
-    scores = torch.empty(len(targets))
-    for span, log_p in model.log_probs(hidden[wanted]):
-        scores[span] = log_p.gather(1, targets[span, None])[:, 0]
-    owner = wanted.nonzero()[:, 0]
-    sums = torch.zeros(n, dtype=torch.float64).index_add_(0, owner, scores.double())
-    return tuple(float(s) for s in sums)
+    return model.score_continuations(prompt.context, prompt.continuations)
 
 
 def score_choices(

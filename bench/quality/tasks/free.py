@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from soroq.bench.quality.model import Model
 from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.tasks.choices import write_json
@@ -29,16 +27,9 @@ def generate(model: Model, prompt: str, max_tokens: int) -> str:
     """Return the greedy continuation of a prompt, up to the end token."""
     tokenizer = model.tokenizer
     head = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    ids = torch.tensor([head + tokenizer.encode(prompt, add_special_tokens=False)])
-    with torch.inference_mode():
-        out = model.network.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id or 0,
-        )
-    text: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    ids = head + tokenizer.encode(prompt, add_special_tokens=False)
+    tokens = model.generate(ids, max_tokens)
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
     return text
 
 
