@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from soroq.bench.quality.compare import TextResult, compare_text, kl_by_window
 from soroq.bench.quality.gate import (
@@ -47,7 +48,7 @@ from soroq.bench.quality.stats import (
     quantile_interval,
     share_interval,
 )
-from soroq.bench.quality.tables import BaseTable
+from soroq.bench.quality.tables import BaseTable, rows_of
 from soroq.bench.quality.tasks.choices import MODES
 from soroq.bench.quality.tasks.free import Health, generate_all, health, mean_health
 from soroq.bench.quality.tasks.items import read_items
@@ -70,6 +71,7 @@ SCHEMA = "soroq-check/1"
 LANGUAGES = ("tg", "en")
 PROMPT_WORDS = 12  # words of a passage that generation goes on from
 HEALTH_TOKENS = 64
+NOISE_WINDOWS = 2  # bfloat16 is slow on CPUs without units for it
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class CheckRequest:
 
     harness: names of lm-evaluation-harness tasks. windows: at most so many a text; items: at most
     so many a task; prompts: texts that generation is tried on (0: not tried); noise_floor: also
-    run the base under another attention.
+    run the base in other ways (attention, dtype, threads) on NOISE_WINDOWS windows a text.
     """
 
     base: str
@@ -113,9 +115,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """The base against itself under another attention implementation: what chance looks like."""
+    """The base against itself, computed another way: what chance looks like.
+
+    how: "eager attention", "bfloat16", or another number of threads.
+    """
 
     name: str
+    how: str
     delta_nll: float
     kl: float
     top1: float
@@ -269,19 +275,29 @@ def _noise(
     request: CheckRequest,
     listen: Listen,
 ) -> list[NoiseFloor]:
-    other = Scorer(request.base, attention="eager", cache=request.cache, listen=listen)
+    threads = 1 if torch.get_num_threads() > 1 else 2
+    ways: dict[str, dict[str, Any]] = {
+        "eager attention": {"attention": "eager"},
+        f"{threads} thread{'s' if threads > 1 else ''}": {"threads": threads},
+        "bfloat16": {"dtype": torch.bfloat16},
+    }
     found = []
-    for one, table in zip(sets, tables, strict=True):
-        again = other.quant_table(one, base, table)
-        scored = one.scored.flatten()
-        found.append(
-            NoiseFloor(
-                one.name,
-                float((again.nll - table.nll)[scored].mean()),
-                float(again.kl[scored].mean()),
-                float(again.top1[scored].float().mean()),
+    for how, settings in ways.items():
+        other = Scorer(request.base, cache=request.cache, listen=listen, **settings)
+        for one, table in zip(sets, tables, strict=True):
+            few = one.first(NOISE_WINDOWS)
+            own = rows_of(table, slice(0, few.scored.numel()))
+            again, scored = other.quant_table(few, base, own), few.scored.flatten()
+            found.append(
+                NoiseFloor(
+                    one.name,
+                    how,
+                    float((again.nll - own.nll)[scored].mean()),
+                    float(again.kl[scored].mean()),
+                    float(again.top1[scored].float().mean()),
+                )
             )
-        )
+        other.close()
     return found
 
 
@@ -329,7 +345,6 @@ def _layers(source: str) -> list[dict[str, Any]]:
 def _settings(
     request: CheckRequest, base: Scorer, quant: Scorer, sets: Sequence[EvalSet], level: float
 ) -> dict[str, Any]:
-    import torch
     import transformers
 
     import soroq

@@ -20,6 +20,7 @@ from soroq.io.checkpoint import open_checkpoint
 
 CHUNK = 64  # positions whose logits exist at once
 BATCH_TOKENS = 2048
+RESIDENT_BYTES = 700_000_000  # larger models keep their weights as stored (soroq.nn.late)
 
 
 class Model(ABC):
@@ -206,7 +207,8 @@ class CheckpointSource(Source):
     def open(self, dtype: torch.dtype, attention: str) -> Model:
         from soroq.loading import load
 
-        network = load(self.name, dtype=dtype, packed=False)
+        late = self._checkpoint.total_bytes > RESIDENT_BYTES
+        network = load(self.name, dtype=dtype, packed=False, late=late)
         if attention != "sdpa":
             network.set_attn_implementation(attention)
         return TorchModel(self.name, network, self.tokenizer())

@@ -406,12 +406,10 @@ def _generation(generation: Document) -> str:
 def _colophon(reports: Sequence[Document]) -> str:
     s = reports[0]["settings"]
     noise = "".join(
-        f" {escape(n['name'])}: KL {n['kl']:.1e}, top-1 {n['top1']:.4f}."
+        f" {escape(n['name'])}, {escape(n['how'])}: KL {n['kl']:.1e}, top-1 {n['top1']:.4f}."
         for n in reports[0]["noise"]
     )
-    told = (
-        f" The base against itself under another attention implementation:{noise}" if noise else ""
-    )
+    told = f" The base against itself, computed another way:{noise}" if noise else ""
     return (
         f"<p class=soft><small>soroq {s['soroq']}, torch {s['torch']}, windows of {s['seq_len']} "
         f"tokens.{told}</small></p>"

@@ -25,11 +25,12 @@ def markdown(report: Report) -> str:
         parts.append(f"### {text.name}: where they differ most\n\n{_table(head, rows)}")
     if report.noise:
         rows = [
-            [n.name, f"{n.delta_nll:+.6f}", f"{n.kl:.1e}", f"{n.top1:.4f}"] for n in report.noise
+            [n.name, n.how, f"{n.delta_nll:+.6f}", f"{n.kl:.1e}", f"{n.top1:.4f}"]
+            for n in report.noise
         ]
         parts.append(
-            "### Noise floor\n\nThe base against itself under another attention implementation.\n\n"
-            + _table(["text", "ΔNLL", "KL", "top-1"], rows)
+            "### Noise floor\n\nThe base against itself, computed another way.\n\n"
+            + _table(["text", "how", "ΔNLL", "KL", "top-1"], rows)
         )
     return "\n\n".join(parts) + "\n"
 

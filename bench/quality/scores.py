@@ -8,14 +8,21 @@ Finished parts lie in the cache under the hash of model, windows and settings: f
 evaluate the original once, and a run that was stopped goes on where it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from soroq.bench.quality.model import BATCH_TOKENS, Model, model_key, open_model
+from soroq.bench.quality.model import (
+    BATCH_TOKENS,
+    Model,
+    hash_facts,
+    model_key,
+    open_model,
+)
 from soroq.bench.quality.sets import EvalSet
 from soroq.bench.quality.tables import (
     TAIL,
@@ -36,7 +43,11 @@ Listen = Callable[[int, int, str], None]  # windows done, of how many, what
 
 
 class Scorer:
-    """One model: loaded when something has to be computed, never if all is in the cache."""
+    """One model: loaded when something has to be computed, never if all is in the cache.
+
+    threads: compute tables with so many, and keep them apart (None: as torch is set, which is not
+    part of the key: it moves the last digits only).
+    """
 
     def __init__(
         self,
@@ -44,17 +55,20 @@ class Scorer:
         *,
         dtype: torch.dtype = torch.float32,
         attention: str = "sdpa",
+        threads: int | None = None,
         cache: Path | None = None,
         listen: Listen = lambda done, total, what: None,
     ) -> None:
         self.source, self._dtype, self._attention = source, dtype, attention
+        self._threads = threads
         self._cache = cache or cache_root() / "check"
         self._listen = listen
         self._model: Model | None = None
 
     @cached_property
     def key(self) -> str:
-        return model_key(self.source, self._dtype, self._attention)
+        key = model_key(self.source, self._dtype, self._attention)
+        return key if self._threads is None else hash_facts([key, "threads", self._threads])
 
     @property
     def model(self) -> Model:
@@ -130,15 +144,27 @@ class Scorer:
             if not file.exists():
                 self._listen(first, n, f"{self.source} {eval_set.name}")
                 rows = eval_set.ids[first : min(first + PART, n)]
-                found = [
-                    asdict_of(compute(rows[i : i + batch], first + i))
-                    for i in range(0, len(rows), batch)
-                ]
+                with _threads(self._threads):
+                    found = [
+                        asdict_of(compute(rows[i : i + batch], first + i))
+                        for i in range(0, len(rows), batch)
+                    ]
                 whole = {name: torch.cat([f[name] for f in found]) for name in found[0]}
                 atomic_write(file, save({k: v.contiguous() for k, v in whole.items()}), shared=True)
             parts.append(load_file(file))
         self._listen(n, n, f"{self.source} {eval_set.name}")
         return parts
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """Run torch with n threads meanwhile; None: as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def asdict_of(table: BaseTable | QuantTable) -> dict[str, torch.Tensor]:

@@ -49,6 +49,10 @@ class EvalSet:
     def n_tokens(self) -> int:
         return int(self.scored.sum())
 
+    def first(self, n: int) -> "EvalSet":
+        """Return the first n windows, or all if there are fewer."""
+        return EvalSet(self.name, self.ids[:n], self.scored[:n], self.n_bytes[:n], self.kinds[:n])
+
 
 def read_passages(path: Path) -> list[Passage]:
     """Return the passages of a text file (kinds: see soroq.calib.sources.read_documents).

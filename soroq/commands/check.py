@@ -111,11 +111,12 @@ def _print(report: Report) -> None:
         console.table("tasks", columns, rows)
     if report.noise:
         rows = [
-            [n.name, f"{n.delta_nll:+.6f}", f"{n.kl:.2e}", f"{n.top1:.3f}"] for n in report.noise
+            [n.name, n.how, f"{n.delta_nll:+.6f}", f"{n.kl:.2e}", f"{n.top1:.3f}"]
+            for n in report.noise
         ]
         console.table(
-            f"noise floor: {report.base} against itself, eager attention",
-            ["text", "ΔNLL", "KL", "top-1"],
+            f"noise floor: {report.base} against itself",
+            ["text", "how", "ΔNLL", "KL", "top-1"],
             rows,
         )
     if report.generation is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from soroq.bench.quality.check import CheckRequest, Report, check
 from soroq.bench.quality.page import _front, page
@@ -44,6 +45,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.jsonl" for name in ("tg", "items", "free")}
 
 
+def floor_threads() -> str:
+    return "1 thread" if torch.get_num_threads() > 1 else "2 threads"
+
+
 def _request(models: tuple[Path, Path], files: dict[str, Path], cache: Path, **more: Any) -> Any:
     return CheckRequest(
         str(models[0]),
@@ -79,7 +84,10 @@ def test_a_report_has_texts_tasks_noise_and_layers(report: Report) -> None:
     }
     for task in report.tasks:
         assert task.difference.low <= task.quant - task.base <= task.difference.high
-    assert report.noise[0].kl < 1e-6 < text.kl.estimate
+    floor = {noise.how: noise.kl for noise in report.noise}
+    assert list(floor) == ["eager attention", floor_threads(), "bfloat16"]
+    assert max(floor["eager attention"], floor[floor_threads()]) < 1e-6 < text.kl.estimate
+    assert 1e-6 < floor["bfloat16"] < text.kl.estimate
     assert len(report.layers) == 21
     assert report.verdict == ""
     assert report.quant_bytes < report.base_bytes
