@@ -2,9 +2,9 @@
 
     python parity.py --text tg=valid.jsonl --text en=valid-en.jsonl --windows 4
 
-Needs soroq, lm-eval and cyllama (llama.cpp for Python) in one environment. llama.cpp reads the
-demo package's GGUF itself, so its weights are the same ones before their expansion to bfloat16; it
-rounds activations to 8 bits in its matrix products.
+Needs soroq, lm-eval and cyllama (llama.cpp for Python) in one environment. llama.cpp runs twice: on
+a GGUF of the same weights in float32, and on the demo package's own 4-bit GGUF, whose weights are
+the same before their rounding to bfloat16 and whose matrix products round activations to 8 bits.
 """
 
 import argparse
@@ -73,6 +73,28 @@ def by_llama_cpp(gguf: Path, windows: EvalSet) -> float:
     return math.exp(total / windows.n_tokens)
 
 
+def write_float_gguf(source: Path, out: Path) -> None:
+    """Copy a GGUF with every tensor's value rounded to bfloat16 and stored in float32."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
+
+    reader = GGUFReader(source)
+    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
+    for tensor in reader.tensors:
+        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        rounded = values.reshape(*reversed(tensor.shape.tolist())).bfloat16().float()
+        writer.add_tensor(tensor.name, rounded.numpy(), raw_dtype=GGMLQuantizationType.F32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def main() -> None:
     """Parse the command line, run all three on every text, append records."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -84,6 +106,8 @@ def main() -> None:
         gguf = Path(folder) / "model.gguf"
         package: Any = importlib.import_module(DEMO_MODELS[DEMO])
         package.assemble(gguf)
+        floats = Path(folder) / "float32.gguf"
+        write_float_gguf(gguf, floats)
         for name, path in (pair.split("=", 1) for pair in options.text):
             tokenizer = scorer.model.tokenizer
             windows = make_set(name, read_passages(Path(path)), tokenizer, limit=options.windows)
@@ -93,7 +117,8 @@ def main() -> None:
                 "n_tokens": windows.n_tokens,
                 "soroq": by_soroq(scorer, windows),
                 "lm_eval": by_lm_eval(scorer, windows),
-                "llama_cpp": by_llama_cpp(gguf, windows),
+                "llama_cpp_float32": by_llama_cpp(floats, windows),
+                "llama_cpp_q4_k_m": by_llama_cpp(gguf, windows),
             }
             print(facts, flush=True)
             append_record("perplexity-parity", facts)
