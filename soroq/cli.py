@@ -205,11 +205,13 @@ def sensitivity(
     out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")] = Path(
         "sensitivity.json"
     ),
-    windows: Annotated[int, typer.Option(help="Windows of built-in Tajik text.", min=1)] = 4,
+    windows: Annotated[
+        int, typer.Option(help="Windows of text of each language.", min=1)
+    ] = 4,
     seq_len: Annotated[int, typer.Option(min=8)] = 256,
     json_out: Json = False,
 ) -> None:
-    """What each group of linears costs when it alone is quantized (KL on Tajik text)."""
+    """What each group of linears costs when it alone is quantized (KL in Tajik and in English)."""
     from soroq.commands.budget import run_sensitivity
 
     run_sensitivity(model, out, windows, seq_len, json_out)

@@ -15,6 +15,8 @@ from soroq.models.registry import find_layout
 from soroq.pipeline.plan import make_plan
 from soroq.pipeline.sensitivity import Sensitivity, load_sensitivity, measure, mix
 
+LANGUAGES = ("tg", "en")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -52,21 +54,25 @@ def parse_budget(
 
 
 def measure_sensitivity(model: str, file: Path, windows: int, seq_len: int) -> Sensitivity:
-    """Measure a model on built-in Tajik text, write `file`, and return what was found.
+    """Measure a model on built-in Tajik and English text, `windows` of each.
 
+    Writes `file` and returns what was found.
     What is measured so far lies in `file`.partial; a stopped measurement goes on from there.
     """
     import tempfile
 
     partial = file.with_name(file.name + ".partial")
 
-    documents = {"tg": list(builtin_documents("tg", "calib"))}
-    calibration = build_set(documents, {"tg": 1.0}, model, windows, seq_len, 0, "builtin")
+    documents = {name: list(builtin_documents(name, "calib")) for name in LANGUAGES}
+    mix = dict.fromkeys(LANGUAGES, 1 / len(LANGUAGES))
+    n = windows * len(LANGUAGES)
+    calibration = build_set(documents, mix, model, n, seq_len, 0, "builtin")
     with tempfile.TemporaryDirectory() as folder, console.check_progress() as listen:
         found = measure(
             open_checkpoint(model),
             calibration.ids,
             Path(folder),
+            languages=calibration.languages,
             calibration_sha256=calibration.sha256,
             partial=partial,
             listen=listen,
@@ -81,17 +87,19 @@ def run_sensitivity(model: str, file: Path, windows: int, seq_len: int, json_out
     if json_out:
         print(file.read_text(encoding="utf-8"))
         return
-    ranked = sorted(found.groups, key=lambda g: -g.kl / g.weights)
+    languages = list(found.groups[0].kl)
+    ranked = sorted(found.groups, key=lambda g: -sum(g.kl.values()) / g.weights)
     rows = [
         [
             ", ".join([g.modules[0], *(m.rpartition(".")[2] for m in g.modules[1:])]),
             f"{g.weights / 1e6:.2f}",
-            f"{g.kl:.5f}",
-            f"{g.kl / g.weights * 1e6:.5f}",
+            *(f"{g.kl[name]:.5f}" for name in languages),
+            f"{sum(g.kl.values()) / len(languages) / g.weights * 1e6:.5f}",
         ]
         for g in ranked
     ]
-    columns = ["group, most sensitive a weight first", "M weights", "KL", "KL a M weights"]
+    heads = [f"KL {name}" for name in languages]
+    columns = ["group, most sensitive a weight first", "M weights", *heads, "mean a M weights"]
     console.table(f"{model}: each group alone in int4, groups of 128", columns, rows)
     console.out.print(f"wrote {file}", highlight=False)
 

@@ -15,11 +15,15 @@ from soroq.core.errors import SchemeError
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store a unit: its bytes, and what it costs (any additive loss)."""
+    """One way to store a unit: its bytes, and what it costs (any additive loss).
+
+    losses: parts of the cost that a limit is set on, one a language; () is the cost itself.
+    """
 
     name: str
     n_bytes: int
     cost: float
+    losses: tuple[float, ...] = ()
 
 
 def hull(options: Sequence[Option]) -> list[Option]:
@@ -89,23 +93,29 @@ def _fill(units: Sequence[Sequence[Option]], chosen: list[Option], max_bytes: in
         chosen[unit] = option
 
 
-def choose_below(units: Sequence[Sequence[Option]], max_cost: float) -> list[Option]:
-    """Return one option a unit with a total cost of at most max_cost and nearly the fewest bytes.
+def choose_below(units: Sequence[Sequence[Option]], max_loss: float) -> list[Option]:
+    """Return one option a unit with nearly the fewest bytes of which no loss sums above max_loss.
 
-    Raises SchemeError when even the best options cost more.
+    Raises SchemeError when even the largest options lose more.
     """
-    least = sum(min(o.cost for o in options) for options in units)
-    if least > max_cost:
-        raise SchemeError(
-            f"a loss of {max_cost:g} can't be reached: the largest formats are expected to lose "
-            f"{least:.4f}"
-        )
     low = sum(min(o.n_bytes for o in options) for options in units)
     high = sum(max(o.n_bytes for o in options) for options in units)
+    least = worst_loss(choose_within(units, high))
+    if least > max_loss:
+        raise SchemeError(
+            f"a loss of {max_loss:g} can't be reached: the largest formats are expected to lose "
+            f"{least:.4f}"
+        )
     while low < high:
         middle = (low + high) // 2
-        if sum(o.cost for o in choose_within(units, middle)) <= max_cost:
+        if worst_loss(choose_within(units, middle)) <= max_loss:
             high = middle
         else:
             low = middle + 1
     return choose_within(units, high)
+
+
+def worst_loss(chosen: Sequence[Option]) -> float:
+    """Return the largest of the summed losses."""
+    columns = zip(*(option.losses or (option.cost,) for option in chosen), strict=True)
+    return max(float(sum(column)) for column in columns)

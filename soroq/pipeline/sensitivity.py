@@ -5,9 +5,9 @@
 
 A group is what shares an input and what runtimes fuse (query, key and value; gate and up), so its
 members always get the same format. Each group is rounded to 4 bits in groups of 128 with all else
-unquantized, and the divergence at the head is measured (KL, nats a token, on calibration windows).
-Other formats' costs follow from it by the ratio of their weight errors, weighted by the mean square
-of the inputs. The blocks before the group are run once.
+unquantized, and the divergence at the head is measured for each language (KL, nats a token, on
+calibration windows). Other formats' costs follow from it by the ratio of their weight errors,
+weighted by the mean square of the inputs. The blocks before the group are run once.
 """
 
 import json
@@ -31,7 +31,7 @@ from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile, write_activations
 from soroq.pipeline.distill import Head
 
-SCHEMA = "soroq-sensitivity/1"
+SCHEMA = "soroq-sensitivity/2"
 ANCHOR = "int4-g128"
 FORMATS: dict[str, QuantArgs] = {
     "int4-g128": QuantArgs(bits=4, group_size=128, symmetric=False),
@@ -46,12 +46,15 @@ Listen = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class GroupCost:
-    """One group: its modules, the measured cost of ANCHOR, and every format's bytes and cost."""
+    """One group: its modules, what ANCHOR costs, and every format's bytes and share of that cost.
+
+    kl: language → measured divergence; formats: name → (bytes, expected KL over that of ANCHOR).
+    """
 
     modules: tuple[str, ...]
     weights: int
-    kl: float
-    formats: dict[str, tuple[int, float]]  # bytes, expected KL
+    kl: dict[str, float]
+    formats: dict[str, tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,13 @@ def load_sensitivity(path: Path) -> Sensitivity:
                 GroupCost(
                     tuple(g["modules"]),
                     g["weights"],
-                    g["kl"],
+                    {language: float(kl) for language, kl in g["kl"].items()},
                     {name: (int(b), float(c)) for name, (b, c) in g["formats"].items()},
                 )
                 for g in raw["groups"]
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SchemeError(f"{path}: not a file of soroq sensitivity: {error}") from error
 
 
@@ -98,17 +101,22 @@ def measure(
     ids: torch.Tensor,
     folder: Path,
     *,
+    languages: Sequence[str] = (),
     calibration_sha256: str = "",
     partial: Path | None = None,
     listen: Listen = lambda done, total, what: None,
 ) -> Sensitivity:
     """Measure every group of a model on windows ids (n, seq_len).
 
+    languages: of each window (default: all are Tajik); what a group costs is told for each.
     folder: where hidden states at the block boundaries are kept meanwhile. One block's weights are
     in memory beside them, so the time goes with the square of the number of blocks. partial: a
     file that holds the groups measured so far; a stopped measurement goes on from it.
     """
     source_sha256 = checkpoint.sha256()
+    rows_of: dict[str, list[int]] = {}
+    for row, language in enumerate(languages or ["tg"] * len(ids)):
+        rows_of.setdefault(language, []).append(row)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     runner = DecoderRunner(layout)
     total = layout.n_blocks * len(layout.architecture.linear_groups)
@@ -152,7 +160,7 @@ def measure(
             for path, weight in originals.items():
                 rounded = quantize_rtn(weight, FORMATS[ANCHOR]).dequantize()
                 _set_weight(block, path, rounded)
-            kl = _divergence(runner, block_of, index, boundaries[index], head, folder)
+            kl = _divergence(runner, block_of, index, boundaries[index], head, rows_of, folder)
             block = block_of(index)
             for path, weight in originals.items():
                 _set_weight(block, path, weight)
@@ -161,7 +169,7 @@ def measure(
                     tuple(f"{layout.block(index)}.{path}" for path in group),
                     sum(w.numel() for w in originals.values()),
                     kl,
-                    {name: (b, kl * e / max(cost, 1e-30)) for name, (b, e) in formats.items()},
+                    {name: (b, e / max(cost, 1e-30)) for name, (b, e) in formats.items()},
                 )
             )
             if partial is not None:
@@ -263,18 +271,20 @@ def _divergence(
     index: int,
     inputs: ActivationFile,
     head: Head,
+    rows_of: Mapping[str, Sequence[int]],
     folder: Path,
-) -> float:
-    """Return the mean KL at the head when everything from block `index` on is run anew."""
+) -> dict[str, float]:
+    """Return each language's mean KL at the head when all from block `index` on is run anew."""
     current = inputs
     for place in range(index, runner.layout.n_blocks):
         outputs = _forward(runner, block_of(place), place, current)
         current = write_activations(folder / f"try-{place % 2}.bin", outputs, torch.float32)
-    total = 0.0
-    for start in range(0, current.n, BATCH):
-        rows = torch.arange(start, min(start + BATCH, current.n))
-        total += head.loss(current.rows(rows.tolist()), rows)[0] * len(rows)
-    return total / current.n
+    found = {}
+    for language, rows in rows_of.items():
+        parts = torch.tensor(rows).split(BATCH)
+        total = sum(head.loss(current.rows(part.tolist()), part)[0] * len(part) for part in parts)
+        found[language] = total / len(rows)
+    return found
 
 
 def mix(
@@ -288,16 +298,27 @@ def mix(
     """Return the recipe with a format for every group, and module → format.
 
     One of: mean bits a quantized weight with scales, bytes of all groups together, or the sum of
-    the expected divergences (nats a token, for plain rounding: the scheme's method does better).
-    Modules that the recipe overrides already keep what it says. Raises SchemeError for budgets
-    that can't be met.
+    the expected divergences in the language where it is largest (nats a token, for plain rounding:
+    the scheme's method does better). Languages count alike, each by the share of what it would
+    lose if all were ANCHOR. Modules that the recipe overrides already keep what it says. Raises
+    SchemeError for budgets that can't be met.
     """
     groups = [
         g for g in found.groups if all(recipe.scheme_for(m) == recipe.scheme for m in g.modules)
     ]
     if not groups:
         raise SchemeError("no module is left for the budget; drop --override and --skip")
-    units = [[Option(n, b, c) for n, (b, c) in g.formats.items()] for g in groups]
+    totals = {name: sum(g.kl[name] for g in groups) for name in groups[0].kl}
+    units = []
+    for g in groups:
+        shares = [g.kl[name] / max(total, 1e-30) for name, total in totals.items()]
+        share = sum(shares) / len(shares)
+        units.append(
+            [
+                Option(n, b, share * ratio, tuple(g.kl[name] * ratio for name in totals))
+                for n, (b, ratio) in g.formats.items()
+            ]
+        )
     if bits_per_weight is not None:
         max_bytes = int(bits_per_weight * sum(g.weights for g in groups) / 8)
     if max_bytes is not None:

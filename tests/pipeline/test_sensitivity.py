@@ -1,5 +1,6 @@
 """Sensitivity of a tiny model against running it whole, and mixes that a budget allows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,14 @@ def test_costs_are_those_of_the_whole_model_with_one_group_rounded(
         with torch.no_grad():
             log_q = model(ids).logits.double()[..., candidates].log_softmax(-1)
         want = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-        assert group.kl == pytest.approx(want, rel=0.02), group.modules
+        assert group.kl == {"tg": pytest.approx(want, rel=0.02)}, group.modules
 
 
 def test_finer_formats_take_more_bytes_and_cost_less(found: Sensitivity) -> None:
     for group in found.groups:
         rows = [group.formats[name] for name in ("int4-g128", "int4-g64", "int4-g32", "int8-g128")]
         assert [b for b, _ in rows] == sorted(b for b, _ in rows)
-        assert rows[0][1] == pytest.approx(group.kl)
+        assert rows[0][1] == 1.0
         assert rows[0][1] > rows[2][1] > rows[3][1]
         assert rows[3][1] < 0.05 * rows[0][1]
 
@@ -72,6 +73,25 @@ def test_blocks_read_anew_give_the_same(
     monkeypatch.setattr(module, "RESIDENT_WEIGHTS", 0)
     again = measure(open_checkpoint(base), ids, tmp_path)
     assert [g.kl for g in again.groups] == [g.kl for g in found.groups]
+
+
+def test_languages_are_measured_apart_and_count_alike(
+    base: Path, ids: torch.Tensor, found: Sensitivity, tmp_path: Path
+) -> None:
+    languages = ("tg", "en", "tg", "en")
+    both = measure(open_checkpoint(base), ids, tmp_path, languages=languages)
+    for one, whole in zip(both.groups, found.groups, strict=True):
+        assert sum(one.kl.values()) / 2 == pytest.approx(whole.kl["tg"], rel=1e-5)
+    # English a hundred times as large changes no choice, as a limit it does
+    scaled = replace(
+        both,
+        groups=tuple(replace(g, kl=g.kl | {"en": 100 * g.kl["en"]}) for g in both.groups),
+    )
+    recipe = Recipe(get_scheme("int4-rtn"))
+    assert mix(scaled, recipe, bits_per_weight=4.6)[1] == mix(both, recipe, bits_per_weight=4.6)[1]
+    limit = sum(g.kl["tg"] for g in both.groups)
+    assert set(mix(both, recipe, max_loss=2 * limit)[1].values()) == {"int4-g128"}
+    assert "int8-g128" in mix(scaled, recipe, max_loss=2 * limit)[1].values()
 
 
 def test_a_stopped_measurement_goes_on_where_it_was(
@@ -157,7 +177,7 @@ def test_a_mix_beats_uniform_formats_of_its_size(base: Path, tmp_path: Path) -> 
 
 def test_overridden_modules_keep_what_they_have(found: Sensitivity) -> None:
     recipe = Recipe(get_scheme("int4-rtn"), overrides=(parse_override("*.0.*:int8"),))
-    changed, told = mix(found, recipe, max_loss=sum(g.kl for g in found.groups))
+    changed, told = mix(found, recipe, max_loss=sum(g.kl["tg"] for g in found.groups))
     assert not any(".layers.0." in name for name in told)
     scheme = changed.scheme_for("model.layers.0.mlp.up_proj")
     assert scheme is not None
