@@ -205,9 +205,7 @@ def sensitivity(
     out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")] = Path(
         "sensitivity.json"
     ),
-    windows: Annotated[
-        int, typer.Option(help="Windows of text of each language.", min=1)
-    ] = 4,
+    windows: Annotated[int, typer.Option(help="Windows of text of each language.", min=1)] = 4,
     seq_len: Annotated[int, typer.Option(min=8)] = 256,
     json_out: Json = False,
 ) -> None:
