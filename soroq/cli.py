@@ -192,11 +192,14 @@ def check(
 def report(
     reports: Annotated[list[Path], typer.Argument(help="JSON files of `soroq check --out`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")],
+    sensitivity: Annotated[
+        Path | None, typer.Option(help="Also show a file of `soroq sensitivity`.")
+    ] = None,
 ) -> None:
     """One page over several checks: quality against size, side by side."""
     from soroq.commands.check import page_of
 
-    page_of(reports, out)
+    page_of(reports, out, sensitivity)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from soroq.pipeline.sensitivity import Sensitivity
+
 Document = Mapping[str, Any]
 WIDTH, LEFT, RIGHT = 720, 190, 24
 ROW = 30
@@ -45,7 +47,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; }
 """
 
 
-def page(reports: Sequence[Document]) -> str:
+def page(reports: Sequence[Document], sensitivity: Sensitivity | None = None) -> str:
     """Return HTML for reports (`Report.to_json()`), of one base, the first one foremost."""
     base = escape(str(reports[0]["base"]))
     names = ", ".join(_short(r["quant"]) for r in reports)
@@ -71,6 +73,8 @@ def page(reports: Sequence[Document]) -> str:
     for report in reports:
         if report.get("layers"):
             parts += [f"<h2>Layers of {escape(_short(report['quant']))}</h2>", _layers(report)]
+    if sensitivity is not None:
+        parts += ["<h2>What each group costs alone, in 4 bits</h2>", _sensitivity(sensitivity)]
     parts += ["<h2>Where they differ most</h2>", *(_worst(r) for r in reports)]
     generation = reports[0].get("generation")
     if generation:
@@ -369,6 +373,37 @@ def _layers(report: Document) -> str:
             parts.append(f'<path d="M{across(layer["error_rtn"]):.1f} {y}v15" stroke="var(--fg)"/>')
         parts.append("</g>")
     return _plot(_svg(height, parts, "error of the worst layers"))
+
+
+def _sensitivity(found: Sensitivity) -> str:
+    """Bars of the groups that cost most, one a language."""
+    groups = sorted(found.groups, key=lambda g: -sum(g.kl.values()))[:24]
+    languages = sorted(groups[0].kl)
+    step = 10 * len(languages) + 8
+    height = step * len(groups) + 54.0
+    high = max(kl for g in groups for kl in g.kl.values()) * 1.05
+
+    def across(value: float) -> float:
+        return 250 + max(value, 0.0) / high * (WIDTH - RIGHT - 250)
+
+    parts = _axis(
+        across, 0.0, high, height, "KL in nats a token; from above: " + ", ".join(languages)
+    )
+    for index, group in enumerate(groups):
+        y = 10 + step * index
+        label = group.modules[0].removeprefix("model.") + (", …" if len(group.modules) > 1 else "")
+        told = ", ".join(f"{language} {group.kl[language]:.4f}" for language in languages)
+        parts.append(
+            f"<g><title>{escape(', '.join(group.modules))}: {told}</title>"
+            f'<text x="242" y="{y + step / 2}" text-anchor="end">{escape(label)}</text>'
+        )
+        parts += [
+            f'<rect x="250" y="{y + 10 * place}" rx="2" height="9" '
+            f'width="{max(across(group.kl[language]) - 250, 1):.1f}" fill="{_colour(language)}"/>'
+            for place, language in enumerate(languages)
+        ]
+        parts.append("</g>")
+    return _plot(_svg(height, parts, "divergence of each group quantized alone"))
 
 
 def _worst(report: Document) -> str:

@@ -141,9 +141,15 @@ def _print(report: Report) -> None:
         console.out.print(f"verdict: {report.verdict}", highlight=False)
 
 
-def page_of(files: Sequence[Path], out: Path) -> None:
-    """Write one page over several reports (JSON files of `soroq check --out`)."""
+def page_of(files: Sequence[Path], out: Path, sensitivity: Path | None = None) -> None:
+    """Write one page over several reports (JSON files of `soroq check --out`).
+
+    sensitivity: a file of `soroq sensitivity`, to be shown too.
+    """
     from soroq.bench.quality.page import page
+    from soroq.pipeline.sensitivity import load_sensitivity
+
+    found = load_sensitivity(sensitivity) if sensitivity is not None else None
 
     reports: list[dict[str, Any]] = []
     for file in files:
@@ -155,5 +161,5 @@ def page_of(files: Sequence[Path], out: Path) -> None:
         if not str(document.get("schema", "")).startswith("soroq-check/"):
             raise CheckError(f"{file}: not a report of soroq check")
         reports.append(document)
-    atomic_write(out, page(reports).encode())
+    atomic_write(out, page(reports, found).encode())
     console.out.print(f"wrote {out}", highlight=False)

@@ -18,6 +18,7 @@ from soroq.core.recipe import Recipe
 from soroq.core.schemes import get_scheme
 from soroq.models.tiny import write_tiny_model
 from soroq.pipeline.run import quantize
+from soroq.pipeline.sensitivity import GroupCost, Sensitivity
 
 TEXT = "Душанбе пойтахти Тоҷикистон аст. Дар мактаб хонандагон китоб мехонанд. "
 
@@ -168,7 +169,11 @@ def test_the_page_is_whole_and_loads_nothing(report: Report) -> None:
     document = report.to_json()
     hostile = json.loads(json.dumps(document))
     hostile["texts"][0]["worst"][0]["context"] = "<script>alert(1)</script>"
-    html = page([document, hostile])
+    groups = tuple(
+        GroupCost((f"model.layers.{i}.<b>",), 10, {"tg": 0.1 * i, "en": 0.02}, {}) for i in range(3)
+    )
+    html = page([document, hostile], Sensitivity("", "", 1, groups))
+    assert "model.layers.2.&lt;b&gt;: en 0.0200, tg 0.2000" in html
     seen = _Seen()
     seen.feed(html)
     assert seen.open == []
