@@ -1,7 +1,7 @@
 """The ladder as a picture: loss in Tajik across, loss in English up, one point a model, as SVG."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 760, 520
@@ -46,22 +46,23 @@ def scatter(points: Mapping[str, tuple[float, float]], x_title: str, y_title: st
         f'<text x="18" y="{middle}" text-anchor="middle" transform="rotate(-90 18 {middle})">'
         f"{escape(y_title)}</text>",
     ]
-    taken: list[tuple[float, float]] = []
-    for name, (x_value, y_value) in sorted(points.items(), key=lambda item: item[1]):
-        x, y = across(x_value), up(y_value)
-        peer = name.startswith("peer:")
-        colour = PEER if peer else OURS
+    order = sorted(points, key=lambda name: points[name])
+    dots = {name: (across(points[name][0]), up(points[name][1])) for name in order}
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots.values()]
+    for name, (x, y) in dots.items():
+        colour = PEER if name.startswith("peer:") else OURS
         label = name.removeprefix("peer:")
-        left = x > WIDTH * 0.72
-        text_y = y + 4
-        while any(abs(text_y - ty) < 14 and abs(x - tx) < 150 for tx, ty in taken):
-            text_y += 14
-        taken.append((x, text_y))
-        parts += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
-            f'<text x="{x + (-9 if left else 9):.1f}" y="{text_y:.1f}" fill="{colour}" '
-            f'text-anchor="{"end" if left else "start"}">{escape(label)}</text>',
-        ]
+        box = _free_box(x, y, 7.2 * len(label), taken)
+        taken.append(box)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+        edge_x, edge_y = min(max(x, box[0]), box[2]), min(max(y, box[1] + 3), box[3] - 3)
+        if math.hypot(edge_x - x, edge_y - y) > 12:
+            parts.append(
+                f'<path d="M{x:.1f} {y:.1f}L{edge_x:.1f} {edge_y:.1f}" stroke="{colour}"/>'
+            )
+        parts.append(
+            f'<text x="{box[0]:.1f}" y="{box[3] - 3:.1f}" fill="{colour}">{escape(label)}</text>'
+        )
     parts += [
         f'<circle cx="{WIDTH - 150}" cy="{TOP + 14}" r="5" fill="{OURS}"/>'
         f'<text x="{WIDTH - 140}" y="{TOP + 18}">soroq</text>',
@@ -70,3 +71,28 @@ def scatter(points: Mapping[str, tuple[float, float]], x_title: str, y_title: st
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _free_box(x: float, y: float, width: float, taken: Sequence[Box]) -> Box:
+    """Return the nearest place for a label beside (x, y) that covers nothing."""
+    height = 14.0
+    nearest: Box | None = None
+    for distance in range(9, 120, 6):
+        for turn in range(16):
+            angle = math.pi * turn / 8
+            dx, dy = distance * math.cos(angle), distance * math.sin(angle)
+            left = x + dx - (width if dx < -1 else width / 2 if dx <= 1 else 0)
+            box = (left, y + dy - height / 2, left + width, y + dy + height / 2)
+            nearest = nearest or box
+            inside = LEFT < box[0] and box[2] < WIDTH and TOP < box[1] and box[3] < HEIGHT - BOTTOM
+            if inside and not any(_meet(box, other) for other in taken):
+                return box
+    assert nearest is not None
+    return nearest
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
