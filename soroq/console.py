@@ -1,5 +1,6 @@
 """What the command line shows on a terminal: progress on stderr, tables, one-line errors."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,8 +13,12 @@ if TYPE_CHECKING:
     from soroq.pipeline.run import Listener
     from soroq.pipeline.run import Progress as Step
 
+FILE_WIDTH = 120  # columns of what goes to a file or a pipe, unless COLUMNS says
+
 out = Console()
 err = Console(stderr=True)
+if not out.is_terminal and "COLUMNS" not in os.environ:
+    out.width = FILE_WIDTH
 
 
 def _progress(count: str) -> Progress:
