@@ -79,13 +79,15 @@ def measure(options: argparse.Namespace, results: Any) -> None:
             raise _Enough
 
     out = options.work / "out"
-    shutil.rmtree(out.with_name("out.partial"), ignore_errors=True)
-    shutil.rmtree(out, ignore_errors=True)
+    if not options.resume:
+        shutil.rmtree(out.with_name("out.partial"), ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
     try:
         quantize(
             options.work / "base",
             out,
             recipe=recipe,
+            resume=options.resume,
             calibration=CalibrationSet(ids, ("tg",) * shape[0], facts),
             listen=listen,
         )
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--stop-after", type=int, default=-1)
+    parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     options.vocabulary = shape["vocab_size"]
@@ -137,6 +140,7 @@ def main() -> None:
             "source_bytes": source_bytes,
             "scheme": options.scheme,
             "distill": options.distill,
+            "resumed": options.resume,
             "samples": options.samples,
             "seq_len": options.seq_len,
             "stopped_after_block": options.stop_after,
