@@ -1,0 +1,1 @@
+"""Kernels: what the compiler made of them, and how fast they run."""

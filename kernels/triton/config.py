@@ -1,0 +1,82 @@
+"""How a kernel is launched: blocks, slices, warps. Shipped per device, a rule for the rest.
+
+`configs/<device>.json` maps "op N K group bucket" to a Config; devices and shapes that nobody tuned
+get `rule`. Nothing here touches a GPU, and nothing tunes by itself.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+BUCKETS = (8, 16, 32, 64, 128)  # M up to and including; beyond the last: "more"
+MAX_PROGRAMS_PER_SM = 4  # split products don't start more: their scratch is sized by it
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to launch matmul_w4. `splits`: slices of K, added in a fixed order."""
+
+    block_m: int
+    block_n: int
+    splits: int
+    warps: int
+    stages: int
+    deferred: bool
+
+    def blocks(self, M: int, rows: int) -> tuple[int, int]:
+        """Return how many blocks of W's rows and of x's rows there are."""
+        return -(-rows // self.block_n), -(-M // self.block_m)
+
+    def scratch(self, M: int, rows: int) -> tuple[int, int]:
+        """Return how many partial sums and counters a launch needs; (0, 0) without slices."""
+        if self.splits == 1:
+            return 0, 0
+        blocks_n, blocks_m = self.blocks(M, rows)
+        cells = blocks_n * blocks_m
+        return cells * self.splits * self.block_m * self.block_n, cells
+
+
+def bucket(M: int) -> str:
+    """Return the name of the range of M that shares a configuration."""
+    return next((str(top) for top in BUCKETS if top >= M), "more")
+
+
+def choose(device: str, sms: int, M: int, N: int, K: int, group: int) -> Config:
+    """Return the configuration for a product on `device` (as torch names it) with `sms` SMs."""
+    tuned = _shipped(device).get(f"matmul_w4 {N} {K} {group} {bucket(M)}")
+    return tuned or rule(sms, M, N, K)
+
+
+def rule(sms: int, M: int, N: int, K: int) -> Config:
+    """Return a configuration from the shape alone.
+
+    Few rows of x: two warps a block keep mma.sync fragments wide (four would start wgmma on Hopper,
+    which costs more instructions than it saves below M = 32). K is sliced until there are about
+    three programs an SM, never thinner than four tiles of 128.
+    """
+    steps = -(-K // 128)
+    if M <= 16:
+        block_m, warps, stages = (8 if M <= 8 else 16), 2, 4
+        block_n = 128
+    elif M <= 64:
+        block_m, block_n, warps, stages = (32 if M <= 32 else 64), 128, 4, 3
+    else:
+        return Config(128, 128, 1, 8, 3, deferred=False)
+    blocks = -(-N // block_n) * -(-M // block_m)
+    splits = max(1, min(3 * sms // blocks, steps // 4))
+    return Config(block_m, block_n, splits, warps, stages, deferred=True)
+
+
+@cache
+def _shipped(device: str) -> dict[str, Config]:
+    path = CONFIGS / (device.lower().replace(" ", "-") + ".json")
+    if not path.is_file():
+        return {}
+    return {key: Config(**value) for key, value in json.loads(path.read_text()).items()}
+
+
+def to_json(configs: dict[str, Config]) -> str:
+    """Return the text of a file of configurations."""
+    return json.dumps({k: asdict(v) for k, v in sorted(configs.items())}, indent=1) + "\n"
