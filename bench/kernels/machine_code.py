@@ -43,7 +43,7 @@ class MachineCode:
         return sum(bool(re.match(pattern, op)) for op in self.loop)
 
 
-def compile_matmul_w4(
+def compile_matmul_tiles(
     capability: int,
     config: Any,
     *,
@@ -51,19 +51,23 @@ def compile_matmul_w4(
     K: int = 5376,
     group: int = 128,
     has_zeros: bool = True,
+    bits: int = 4,
+    epilogue: Any = "none",
     dtype: str = "bf16",
 ) -> MachineCode:
-    """Compile matmul_w4 for sm_`capability` and read it. dtype: 'bf16' or 'fp16'."""
-    from soroq.kernels.triton import matmul_w4
+    """Compile matmul_tiles for sm_`capability` and read it. dtype: 'bf16' or 'fp16'."""
+    from soroq.kernels.triton import matmul_tiles
 
-    kernel = matmul_w4.matmul_w4_kernel
-    constants = matmul_w4.constants(
+    kernel = matmul_tiles.matmul_tiles_kernel
+    constants = matmul_tiles.constants(
         N=N,
         K=K,
         rows=-(-N // 128) * 128,
         group=group,
         has_zeros=has_zeros,
+        bits=bits,
         config=config,
+        epilogue=epilogue,
         portable=False,
     )
     signature = {
@@ -72,13 +76,15 @@ def compile_matmul_w4(
         "scales": f"*{dtype}",
         "zeros": "*u8",
         "y": f"*{dtype}",
+        "extra": "*fp32" if epilogue == "maxima" else f"*{dtype}",
         "partials": "*fp32",
         "counters": "*i32",
         "M": "i32",
     }
     compiled = compile_kernel(capability, kernel, signature, constants, config)
     loop, registers, spilled = disassemble(compiled)
-    unpacked = 2 * sum(bool(_UNPACK.match(text)) for text in loop)  # weights a lane takes
+    nibbles = 2 * sum(bool(_UNPACK.match(text)) for text in loop)
+    unpacked = nibbles * 4 // bits  # weights a lane takes
     opcodes = tuple(_opcode(text) for text in loop)
     per_weight = len(loop) / unpacked if unpacked else math.inf
     return MachineCode(opcodes, per_weight, registers, spilled, compiled.metadata.shared)
@@ -174,7 +180,7 @@ def main() -> None:
         for M in (1, 16, 32, 64, 128):
             for has_zeros in (False, True):
                 config = rule(132, M, 4096, 5376)
-                code = compile_matmul_w4(capability, config, has_zeros=has_zeros)
+                code = compile_matmul_tiles(capability, config, has_zeros=has_zeros)
                 kinds = Counter(op.split(".")[0] for op in code.loop)
                 print(
                     f"sm_{capability} M={M} zeros={has_zeros} {config}\n   "

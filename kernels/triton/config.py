@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Config:
-    """One way to launch matmul_w4. `splits`: slices of K, added in a fixed order."""
+    """One way to launch matmul_tiles. `splits`: slices of K, added in a fixed order."""
 
     block_m: int
     block_n: int
@@ -25,15 +25,19 @@ class Config:
     stages: int
     deferred: bool
 
-    def blocks(self, M: int, rows: int) -> tuple[int, int]:
-        """Return how many blocks of W's rows and of x's rows there are."""
-        return -(-rows // self.block_n), -(-M // self.block_m)
+    def __post_init__(self) -> None:
+        if self.block_n not in (64, 128):  # tiles are padded to no more
+            raise ValueError(f"block_n {self.block_n} is not 64 or 128")
 
-    def scratch(self, M: int, rows: int) -> tuple[int, int]:
+    def blocks(self, M: int, N: int) -> tuple[int, int]:
+        """Return how many blocks of W's rows and of x's rows there are."""
+        return -(-N // self.block_n), -(-M // self.block_m)
+
+    def scratch(self, M: int, N: int) -> tuple[int, int]:
         """Return how many partial sums and counters a launch needs; (0, 0) without slices."""
         if self.splits == 1:
             return 0, 0
-        blocks_n, blocks_m = self.blocks(M, rows)
+        blocks_n, blocks_m = self.blocks(M, N)
         cells = blocks_n * blocks_m
         return cells * self.splits * self.block_m * self.block_n, cells
 

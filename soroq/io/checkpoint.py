@@ -20,6 +20,7 @@ from soroq.io.writer import sha256_file
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
+CHECKED_AT_ONCE = 1 << 24  # values
 SIDE_FILES = (
     "tokenizer*",
     "*.model",
@@ -74,9 +75,7 @@ class Checkpoint(ABC):
         self.info(name)
         tensor = self._load(name)
         if check and tensor.is_floating_point():
-            finite = torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor)
-            if not finite.all():
-                bad = int((~finite).sum())
+            if bad := _not_finite(tensor):
                 raise NumericsError(
                     f"{name}: {bad} of {tensor.numel()} values are NaN or infinite; the checkpoint "
                     "is damaged or was saved from a diverged run"
@@ -164,6 +163,14 @@ class DirectoryCheckpoint(Checkpoint):
         for file in sorted({f.path for f in self._file_of.values()}):
             digest.update(f"{file.name}:{sha256_file(file)}".encode())
         return digest.hexdigest()
+
+
+def _not_finite(tensor: torch.Tensor) -> int:
+    """Return how many values are NaN or infinite, without a copy as large as the tensor."""
+    bad = 0
+    for part in tensor.flatten().split(CHECKED_AT_ONCE):
+        bad += int((~torch.isfinite(part.float() if part.itemsize == 1 else part)).sum())
+    return bad
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from soroq.core.recipe import Recipe
 from soroq.core.scheme import Scheme
 from soroq.io.checkpoint import Checkpoint, TensorInfo
 from soroq.io.formats.compressed_tensors import quantization_config
+from soroq.io.safetensors_file import SafetensorsFile
 from soroq.io.writer import ShardedWriter, atomic_write
 from soroq.manifest import MANIFEST, RUN, Manifest
 from soroq.models.architecture import DecoderLayout
@@ -41,9 +42,9 @@ def write_output(
     writer = ShardedWriter(building)
     for name in checkpoint.names():
         if name == layout.embedding and recipe.embed is not None:
-            with safe_open(stage.embedding_file, framework="pt") as embedding:
-                for part in sorted(embedding.keys()):
-                    writer.add(part, embedding.get_tensor(part))
+            embedding = SafetensorsFile(stage.embedding_file)
+            for part in embedding.names():
+                writer.add_lazy(part, embedding.info(part), partial(embedding.load, part))
         elif not name.startswith(f"{layout.prefix}layers."):
             _copy(writer, checkpoint, name)
     tuned: dict[str, torch.Tensor] = {}
@@ -54,14 +55,17 @@ def write_output(
     folds: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
     for index in range(layout.n_blocks):
-        with safe_open(stage.block_file(index), framework="pt") as block:
-            prefix = layout.block(index) + "."
-            new = set(block.keys()) | {name for name in tuned if name.startswith(prefix)}
-            for name in checkpoint.names():
-                if name.startswith(prefix) and name not in replaced and name not in new:
-                    _copy(writer, checkpoint, name)
-            for name in sorted(new):
-                writer.add(name, tuned[name] if name in tuned else block.get_tensor(name))
+        block = SafetensorsFile(stage.block_file(index))
+        prefix = layout.block(index) + "."
+        new = set(block.names()) | {name for name in tuned if name.startswith(prefix)}
+        for name in checkpoint.names():
+            if name.startswith(prefix) and name not in replaced and name not in new:
+                _copy(writer, checkpoint, name)
+        for name in sorted(new):
+            if name in tuned:
+                writer.add(name, tuned[name])
+            else:
+                writer.add_lazy(name, block.info(name), partial(block.load, name))
         report = stage.report(index)
         for layer in report["layers"]:
             seconds[layer["module"]] = layer.pop("seconds")

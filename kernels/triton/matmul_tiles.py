@@ -1,4 +1,4 @@
-"""y = x · Wᵀ with int4 weights in tiles (soroq.kernels.tiles), for every M.
+"""y = x · Wᵀ with int4 or int8 weights in tiles (soroq.kernels.tiles), for every M.
 
 The weights are the left operand (yᵀ = W xᵀ): they go from shared memory to tensor-core fragments in
 registers, where one instruction turns two codes into 128 + code, and x is the narrow right side.
@@ -10,21 +10,27 @@ registers, where one instruction turns two codes into 128 + code, and x is the n
 - else: (code − zero) · scale is rounded to x's dtype in registers; work per weight doesn't grow
   with M. For larger M.
 
+An int8 weight is two planes of four bits: its group's sum is 16 · (upper · x) + lower · x.
+
 Split-K: each slice leaves its partial sums in float32; the last one to arrive at a counter adds all
 slices in order and resets the counter, so the result is the same every time, with no memset.
+
+What follows the product costs no launch of its own: EPILOGUE adds a residual, or multiplies pairs
+of rows as gelu(gate) · up, or keeps each block's largest value for a top-k over a vocabulary.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-
 import triton
 import triton.language as tl
+
 from soroq.kernels.tiles import TiledWeight
 from soroq.kernels.triton.config import Config
 from soroq.kernels.triton.nibbles import offset_nibble
 
 INTERPRETED = triton.knobs.runtime.interpret
+Epilogue = Literal["none", "residual", "geglu", "maxima"]
 
 
 @triton.jit
@@ -38,12 +44,62 @@ def _dot(a, b, acc, PORTABLE: tl.constexpr):
 
 
 @triton.jit
-def matmul_w4_kernel(
+def _repeat(total, LEAST_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return LEAST_N equal rows as BLOCK_N rows; no register moves."""
+    sums = tl.reshape(total, [1, LEAST_N, BLOCK_M])
+    sums = tl.broadcast_to(sums, [BLOCK_N // LEAST_N, LEAST_N, BLOCK_M])
+    return tl.reshape(sums, [BLOCK_N, BLOCK_M])
+
+
+@triton.jit
+def gelu_tanh(x):
+    """Return gelu(x) in its tanh form, x float32: x · σ(2u), u = √(2/π)(x + 0.044715 x³)."""
+    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def _finish(
+    acc,
+    y,
+    extra,
+    block_n,
+    rm,
+    M,
+    N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """Store a finished block, acc (BLOCK_N, BLOCK_M), as the epilogue says."""
+    dtype: tl.constexpr = y.dtype.element_ty
+    rn = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (rm[None, :] < M) & (rn[:, None] < N)
+    if EPILOGUE == "geglu":
+        pairs = tl.permute(tl.reshape(acc, [BLOCK_N // 2, 2, BLOCK_M]), [0, 2, 1])
+        gate, up = tl.split(pairs)
+        half = block_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        inside = (rm[None, :] < M) & (half[:, None] < N // 2)
+        out = y + rm[None, :] * (N // 2) + half[:, None]
+        tl.store(out, (gelu_tanh(gate) * up).to(dtype), mask=inside)
+    else:
+        at = rm[None, :] * N + rn[:, None]
+        if EPILOGUE == "residual":
+            acc += tl.load(extra + at, mask=inside, other=0.0).to(tl.float32)
+        if EPILOGUE == "maxima":
+            best = tl.max(tl.where(inside, acc, float("-inf")), 0)
+            blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+            tl.store(extra + rm * blocks + block_n, best, mask=rm < M)
+        tl.store(y + at, acc.to(dtype), mask=inside)
+
+
+@triton.jit
+def matmul_tiles_kernel(
     x,
     tiles,
     scales,
     zeros,
     y,
+    extra,
     partials,
     counters,
     M,
@@ -52,22 +108,28 @@ def matmul_w4_kernel(
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
     LEAST_N: tl.constexpr,
     DEFERRED: tl.constexpr,
+    EPILOGUE: tl.constexpr,
     PORTABLE: tl.constexpr,
 ):
     """One program: BLOCK_N rows of W, BLOCK_M rows of x, one of SPLITS slices of K.
 
-    x (M, K), y (M, N) contiguous; partials float32 (programs, BLOCK_N, BLOCK_M) and counters int32
-    (output blocks,) only with SPLITS > 1. ROWS: N rounded up as the tiles are. LEAST_N: rows of
-    one tensor-core instruction of all warps, 16 each.
+    x (M, K), y (M, N) contiguous; extra: the residual (M, N), or where block maxima (M, blocks) go;
+    partials float32 (programs, BLOCK_N, BLOCK_M) and counters int32 (output blocks,) only with
+    SPLITS > 1. ROWS: N rounded up as the tiles are. LEAST_N: rows of one tensor-core instruction of
+    all warps, 16 each.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     BF16: tl.constexpr = dtype == tl.bfloat16
     OFFSET: tl.constexpr = 128.0 if BF16 else 1024.0
+    # what is in front of x besides the code: of one plane, or of 16 · upper + lower
+    FRONT: tl.constexpr = OFFSET if PLANES == 1 else 17 * OFFSET
+    MIDDLE: tl.constexpr = 8.0 if PLANES == 1 else 128.0
     work: tl.constexpr = tl.float32 if PORTABLE else dtype
     STEPS: tl.constexpr = (K + 127) // 128
     SPAN: tl.constexpr = GROUP // 32 if GROUP < 128 else 4  # nibbles that share a scale
@@ -78,15 +140,17 @@ def matmul_w4_kernel(
     rm = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     rc = tl.arange(0, 32)
     in_m = rm < M
-    word = (rn // 64) * (STEPS * 2048) + (rn % 64) * 32
+    word = (rn // 64) * (STEPS * PLANES * 2048) + (rn % 64) * 32
+    tile = tiles + word[:, None] + rc[None, :]
     x_row = x + rm[None, :] * K
 
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for step in tl.range(slice_k * STEPS // SPLITS, (slice_k + 1) * STEPS // SPLITS):
-        words = tl.load(
-            tiles + word[:, None] + step * 2048 + rc[None, :], eviction_policy="evict_first"
-        )
+        words = tl.load(tile + step * (PLANES * 2048), eviction_policy="evict_first")
+        if PLANES == 2:
+            lower = tl.load(tile + step * 4096 + 2048, eviction_policy="evict_first")
         part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        part_lower = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         total = tl.zeros([LEAST_N, BLOCK_M], tl.float32)
         for j in tl.static_range(4):
             k = step * 128 + j * 32 + rc
@@ -103,34 +167,39 @@ def matmul_w4_kernel(
                 ones = tl.full([LEAST_N, 32], 1.0, tl.float32).to(dtype)
                 total = _dot(ones, xj, total, PORTABLE)
                 part = _dot(wj, xj, part, PORTABLE)
+                if PLANES == 2:
+                    wj = offset_nibble(lower, j, BF16, PORTABLE)
+                    part_lower = _dot(wj, xj, part_lower, PORTABLE)
                 if j % SPAN == SPAN - 1:
                     s = tl.load(scales + group * ROWS + rn).to(tl.float32)
-                    # every row of `total` is Σx: repeating it costs nothing in registers
-                    sums = tl.reshape(total, [1, LEAST_N, BLOCK_M])
-                    sums = tl.broadcast_to(sums, [BLOCK_N // LEAST_N, LEAST_N, BLOCK_M])
-                    sums = tl.reshape(sums, [BLOCK_N, BLOCK_M])
+                    sums = _repeat(total, LEAST_N, BLOCK_N, BLOCK_M)
+                    if PLANES == 2:
+                        part = part * 16.0 + part_lower
                     if HAS_ZEROS:
-                        z = tl.load(zeros + group * ROWS + rn).to(tl.float32) + OFFSET
+                        z = tl.load(zeros + group * ROWS + rn).to(tl.float32) + FRONT
                         part -= z[:, None] * sums
                     else:
-                        part -= (8.0 + OFFSET) * sums
+                        part -= (MIDDLE + FRONT) * sums
                     acc += s[:, None] * part
                     part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+                    part_lower = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
                     total = tl.zeros([LEAST_N, BLOCK_M], tl.float32)
             else:
                 s = tl.load(scales + group * ROWS + rn).to(work)
+                # every step is exact in bfloat16: no value needs more than eight bits
+                centred = wj.to(work) - tl.full([1, 1], 8.0 + OFFSET, tl.float32).to(work)
+                if PLANES == 2:
+                    below = offset_nibble(lower, j, BF16, PORTABLE).to(work)
+                    below -= tl.full([1, 1], OFFSET, tl.float32).to(work)
+                    centred = centred * tl.full([1, 1], 16.0, tl.float32).to(work) + below
                 if HAS_ZEROS:
-                    z = tl.load(zeros + group * ROWS + rn).to(tl.float32) + OFFSET
-                    centred = wj.to(work) - z.to(work)[:, None]
-                else:
-                    centred = wj.to(work) - tl.full([1, 1], 8.0 + OFFSET, tl.float32).to(work)
+                    z = tl.load(zeros + group * ROWS + rn).to(tl.float32) - MIDDLE
+                    centred -= z.to(work)[:, None]
                 wj = (centred * s[:, None]).to(dtype)
                 acc = _dot(wj, xj, acc, PORTABLE)
 
-    in_y = in_m[None, :] & (rn[:, None] < N)
-    out = y + rm[None, :] * N + rn[:, None]
     if SPLITS == 1:
-        tl.store(out, acc.to(y.dtype.element_ty), mask=in_y)
+        _finish(acc, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
     else:
         block = block_m * tl.num_programs(0) + block_n
         cell = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
@@ -142,7 +211,7 @@ def matmul_w4_kernel(
             whole = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for i in tl.static_range(SPLITS):
                 whole += tl.load(mine + i * (BLOCK_N * BLOCK_M), cache_modifier=".cg")
-            tl.store(out, whole.to(y.dtype.element_ty), mask=in_y)
+            _finish(whole, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
             tl.store(counters + block, 0)
 
 
@@ -153,19 +222,25 @@ def run(
     config: Config,
     partials: torch.Tensor,
     counters: torch.Tensor,
+    *,
+    epilogue: Epilogue = "none",
+    extra: torch.Tensor | None = None,
 ) -> None:
-    """Write x (M, K) · Wᵀ into y (M, N), both contiguous and of x's dtype.
+    """Write x (M, K) · Wᵀ into y (M, N), contiguous; y's dtype may be wider than x's.
 
+    epilogue: 'residual' adds extra (M, N); 'geglu' writes y (M, N/2) = gelu(row 2i) · row 2i + 1;
+    'maxima' also writes the largest value of each block of rows into extra float32 (M, blocks).
     partials float32 and counters int32 (all 0 before and after) hold at least `config.scratch`.
     """
     M = x.shape[0]
-    blocks_n, blocks_m = config.blocks(M, weight.scales.shape[1])
-    matmul_w4_kernel[(blocks_n, blocks_m, config.splits)](
+    blocks_n, blocks_m = config.blocks(M, weight.N)
+    matmul_tiles_kernel[(blocks_n, blocks_m, config.splits)](
         x,
         weight.tiles,
         weight.scales,
         weight.scales if weight.zeros is None else weight.zeros,
         y,
+        y if extra is None else extra,
         partials,
         counters,
         M,
@@ -173,9 +248,11 @@ def run(
             N=weight.N,
             K=weight.K,
             rows=weight.scales.shape[1],
-            group=weight.group,
+            group=weight.span,
             has_zeros=weight.zeros is not None,
+            bits=weight.bits,
             config=config,
+            epilogue=epilogue,
             portable=INTERPRETED,
         ),
         num_warps=config.warps,
@@ -184,7 +261,16 @@ def run(
 
 
 def constants(
-    *, N: int, K: int, rows: int, group: int, has_zeros: bool, config: Config, portable: bool
+    *,
+    N: int,
+    K: int,
+    rows: int,
+    group: int,
+    has_zeros: bool,
+    bits: int,
+    config: Config,
+    epilogue: Epilogue,
+    portable: bool,
 ) -> dict[str, Any]:
     """Return the compile-time arguments of the kernel."""
     return {
@@ -193,65 +279,12 @@ def constants(
         "ROWS": rows,
         "GROUP": group,
         "HAS_ZEROS": has_zeros,
+        "PLANES": bits // 4,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "SPLITS": config.splits,
         "LEAST_N": min(16 * config.warps, config.block_n),
         "DEFERRED": config.deferred,
+        "EPILOGUE": epilogue,
         "PORTABLE": portable,
     }
-
-
-@triton.jit
-def dequantize_w4_kernel(
-    tiles,
-    scales,
-    zeros,
-    out,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HAS_ZEROS: tl.constexpr,
-):
-    """Write one tile of W (N, K), (code − zero) · scale rounded once to out's dtype."""
-    STEPS: tl.constexpr = (K + 127) // 128
-    block_n = tl.program_id(0)
-    step = tl.program_id(1)
-    rn = block_n * 64 + tl.arange(0, 64)
-    rc = tl.arange(0, 32)
-    cell = tl.arange(0, 64)[:, None] * 32 + rc[None, :]
-    words = tl.load(tiles + (block_n.to(tl.int64) * STEPS + step) * 2048 + cell).to(tl.int32)
-    row = rn[:, None].to(tl.int64) * K
-    for j in tl.static_range(4):
-        k = step * 128 + j * 32 + rc
-        if GROUP < 128:
-            group = step * (128 // GROUP) + j * 32 // GROUP
-        else:
-            group = step * 128 // GROUP
-        codes = ((words >> (4 * j)) & 15).to(tl.float32)
-        if HAS_ZEROS:
-            codes -= tl.load(zeros + group * ROWS + rn).to(tl.float32)[:, None]
-        else:
-            codes -= 8.0
-        w = codes * tl.load(scales + group * ROWS + rn).to(tl.float32)[:, None]
-        inside = (rn[:, None] < N) & (k[None, :] < K)
-        tl.store(out + row + k[None, :], w.to(out.dtype.element_ty), mask=inside)
-
-
-def dequantize(weight: TiledWeight, dtype: torch.dtype) -> torch.Tensor:
-    """Return W (N, K) in `dtype`."""
-    out = torch.empty(weight.N, weight.K, dtype=dtype, device=weight.tiles.device)
-    dequantize_w4_kernel[(-(-weight.N // 64), weight.tiles.shape[1])](
-        weight.tiles,
-        weight.scales,
-        weight.scales if weight.zeros is None else weight.zeros,
-        out,
-        N=weight.N,
-        K=weight.K,
-        ROWS=weight.scales.shape[1],
-        GROUP=weight.group,
-        HAS_ZEROS=weight.zeros is not None,
-        num_warps=4,
-    )
-    return out
