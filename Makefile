@@ -45,8 +45,10 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/c
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'
 	@touch $@
 
+# Triton either compiles or interprets in a process: its kernels' results are tested in their own.
 test: lint types
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kernels/interpreted
 
 demo: setup
 	$(BIN)/soroq demo

@@ -6,8 +6,8 @@
 Packed weights lie as `pack-quantized` stores them (`soroq.core.packing`): qweight int32
 (N, K · bits / 32), scales (N, K // G) floating point, zeros int8 (N, K // G) in code units or None,
     W = (codes − zeros) · scales.
-Every operation accumulates in float32 and returns x's dtype. Set the logger `soroq.kernels` to INFO
-to see, once each, which kernel was taken and why.
+GPUs want them in tiles (`soroq.kernels.tiles`). Every operation accumulates in float32 and returns
+x's dtype. Set the logger `soroq.kernels` to INFO to see, once each, which kernel was taken and why.
 """
 
 import importlib
@@ -20,6 +20,7 @@ import torch
 
 from soroq.kernels.problem import Problem
 from soroq.kernels.registry import KERNELS, Kernel
+from soroq.kernels.tiles import TiledWeight
 
 _log = logging.getLogger("soroq.kernels")
 
@@ -126,6 +127,51 @@ def gather_w8(
 ) -> torch.Tensor:
     """Return the rows W[ids] (…, K) of an 8-bit packed W in `dtype`; ids int64 (…) in [0, N)."""
     return _gather_packed("gather_w8", 8, ids, qweight, scales, zeros, group_size, dtype)
+
+
+def matmul_tiles(x: torch.Tensor, weight: TiledWeight) -> torch.Tensor:
+    """Return y (…, N) = x (…, K) · Wᵀ for int4 or int8 W in tiles, in x's dtype."""
+    return _multiply_tiled("matmul_tiles", x, weight)
+
+
+def geglu_tiles(x: torch.Tensor, weight: TiledWeight) -> torch.Tensor:
+    """Return gelu(gate) · up (…, N/2), in its tanh form, x's dtype.
+
+    gate and up are the products of x (…, K) with W's rows 2i and 2i + 1.
+    """
+    return _multiply_tiled("geglu_tiles", x, weight)
+
+
+def _multiply_tiled(op: str, x: torch.Tensor, weight: TiledWeight) -> torch.Tensor:
+    if x.shape[-1] != weight.K:
+        raise ValueError(f"{op}: x is {tuple(x.shape)}, the weight needs (…, {weight.K})")
+    flat = x.reshape(-1, weight.K)
+    kernel = _choose_tiled(op, flat.shape[0], weight, x.dtype, _needs_grad(x))
+    y: torch.Tensor = _resolve(kernel.function)(flat, weight)
+    return y.view(*x.shape[:-1], -1)
+
+
+def gather_tiles(ids: torch.Tensor, weight: TiledWeight, dtype: torch.dtype) -> torch.Tensor:
+    """Return the rows W[ids] (…, K) of a W in tiles in `dtype`; ids int64 (…) in [0, N)."""
+    flat = ids.reshape(-1)
+    kernel = _choose_tiled("gather_tiles", flat.shape[0], weight, dtype, False)
+    rows: torch.Tensor = _resolve(kernel.function)(flat, weight, dtype)
+    return rows.view(*ids.shape, weight.K)
+
+
+def _choose_tiled(op: str, M: int, weight: TiledWeight, dtype: torch.dtype, grad: bool) -> Kernel:
+    kernel, _ = choose(
+        op,
+        M=M,
+        N=weight.N,
+        K=weight.K,
+        group_size=None if weight.group == weight.K else weight.group,
+        symmetric=weight.zeros is None,
+        dtype=dtype,
+        device=weight.tiles.device,
+        grad=grad,
+    )
+    return kernel
 
 
 def matmul_w8_float(

@@ -27,9 +27,11 @@ class Kernel:
     function: str
 
 
-_FLOATS = ("float32", "bfloat16", "float16")
+_HALVES = ("bfloat16", "float16")
+_FLOATS = ("float32", *_HALVES)
 _ANYTHING = "soroq.kernels.reference:can_run"
 _PACKED = "soroq.kernels.reference.packed"
+_CAN_USE_TILES = "soroq.kernels.triton.support:can_use_tiles"
 
 KERNELS: dict[str, Kernel] = {
     k.name: k
@@ -59,6 +61,24 @@ KERNELS: dict[str, Kernel] = {
             )
             for op in ("matmul", "gather")
             for bits in (4, 8)
+        ),
+        *(
+            Kernel(
+                op=f"{op}_tiles",
+                name=f"{op}_tiles_{kind}",
+                layout="soroq-t64",
+                weight="int4 or int8",
+                activations=floats,
+                device=device,
+                predicate=predicate,
+                priority=priority,
+                function=f"{module}:{op}_tiles",
+            )
+            for op in ("matmul", "geglu", "gather")
+            for kind, floats, device, predicate, priority, module in (
+                ("triton", _HALVES, "cuda", _CAN_USE_TILES, 10, "soroq.kernels.triton.ops"),
+                ("reference", _FLOATS, "any", _ANYTHING, 0, "soroq.kernels.reference.tiled"),
+            )
         ),
         *(
             Kernel(

@@ -2,6 +2,7 @@
 
     model = soroq.load("gemma3-270m-int4")                # weights stay packed
     model = soroq.load("gemma3-270m-int4", packed=False)  # dequantized, for evaluation
+    model = soroq.load("gemma3-270m-int4", device="cuda")  # in tiles, through the Triton kernels
 
 Only the text decoder of a multimodal checkpoint is built.
 """
@@ -23,6 +24,7 @@ from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
 from soroq.nn.late import LateEmbedding, LateLinear
 from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
+from soroq.nn.tiled import put, tile_model
 
 Group = tuple[list[str], QuantArgs, QuantArgs | None]
 
@@ -30,17 +32,23 @@ Group = tuple[list[str], QuantArgs, QuantArgs | None]
 def load(
     source: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     packed: bool = True,
     late: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Any:
-    """Return the causal model in `source`, ready to run on the CPU.
+    """Return the causal model in `source`, ready to run on `device`.
 
-    packed: keep quantized weights as they are stored and run them through `soroq.kernels`;
-    otherwise dequantize them to `dtype`. late: keep all matrices as they are stored and convert
-    them to `dtype` whenever they are used (soroq.nn.late); for evaluation in little memory. Raises
-    CheckpointError when tensors are missing.
+    dtype: what is computed in; float32 on a CPU, bfloat16 elsewhere if not given. packed: keep
+    quantized weights as they are stored and run them through `soroq.kernels`; otherwise dequantize
+    them to `dtype`. late: keep all matrices as they are stored and convert them to `dtype` whenever
+    they are used (soroq.nn.late); for evaluation in little memory. On a GPU packed int4 and int8
+    weights lie in tiles, and an MLP's and an attention's products are fused where all parts are
+    alike (soroq.nn.tiled). Raises CheckpointError when tensors are missing.
     """
+    tiled = torch.device(device).type != "cpu"
+    if dtype is None:
+        dtype = torch.bfloat16 if tiled else torch.float32
     checkpoint = open_checkpoint(source)
     names = set(checkpoint.names())
     layout = find_layout(checkpoint.config, names)
@@ -71,7 +79,7 @@ def load(
             _replace_embedding(model, weight, dtype, packed, state)
         elif late:
             kept = LateLinear(weight, bias, activation=activation, input_scale=scale)
-            _put(model, target, kept)
+            put(model, target, kept)
         else:
             _replace(model, target, weight, bias, activation, scale, dtype, packed)
     _tie_head(state)
@@ -84,7 +92,9 @@ def load(
             f"{checkpoint.path}: missing {sorted(wanted)[:3]}, unexpected {sorted(unexpected)[:3]}"
         )
     _generation_config(model, checkpoint)
-    return model.requires_grad_(False).eval()
+    if tiled and packed:
+        tile_model(model, layout.architecture.linear_groups, dtype)
+    return model.to(device).requires_grad_(False).eval()
 
 
 def _quantized_modules(names: Iterable[str]) -> set[str]:
@@ -135,12 +145,7 @@ def _replace(
                 new.bias = nn.Parameter(bias, requires_grad=False)
         else:
             new = RoundedLinear(dense, bias, activation, input_scale)
-    _put(model, target, new)
-
-
-def _put(model: nn.Module, target: str, new: nn.Module) -> None:
-    parent, _, child = target.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    put(model, target, new)
 
 
 def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
@@ -153,7 +158,7 @@ def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype)
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
-            _put(model, path, LateLinear(weight, bias))
+            put(model, path, LateLinear(weight, bias))
 
 
 def _replace_embedding(

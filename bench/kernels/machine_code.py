@@ -8,6 +8,7 @@ loads of weights narrower than four bytes. These bound the speed, they don't pre
 """
 
 import argparse
+import importlib.util
 import math
 import re
 import subprocess
@@ -41,6 +42,19 @@ class MachineCode:
     def count(self, pattern: str) -> int:
         """Return how many instructions of the loop match a regular expression from the start."""
         return sum(bool(re.match(pattern, op)) for op in self.loop)
+
+
+def is_available() -> bool:
+    """Tell whether Triton is here with its assembler and disassembler."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from triton import knobs
+
+    try:
+        tools = (knobs.nvidia.ptxas, knobs.nvidia.nvdisasm, knobs.nvidia.cuobjdump)
+        return all(Path(tool.path).is_file() for tool in tools)
+    except RuntimeError:
+        return False
 
 
 def compile_matmul_tiles(

@@ -9,7 +9,8 @@ A model hands out log-probabilities CHUNK positions at a time: whole logits of a
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ import torch
 import soroq
 from soroq.core.errors import CheckError
 from soroq.io.checkpoint import open_checkpoint
+from soroq.io.writer import sha256_file
 
 CHUNK = 64  # positions whose logits exist at once
 BATCH_TOKENS = 2048
+TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat")
 RESIDENT_BYTES = 700_000_000  # larger models keep their weights as stored (soroq.nn.late)
 
 
@@ -196,7 +199,7 @@ class CheckpointSource(Source):
     def tokenizer(self) -> Any:
         from soroq.loading import load_tokenizer
 
-        return load_tokenizer(self.name)
+        return share_tokenizer(Path(self._checkpoint.path), lambda: load_tokenizer(self.name))
 
     def key(self, dtype: torch.dtype, attention: str) -> str:
         # versions are part of it: another soroq or torch may compute other last digits
@@ -212,6 +215,24 @@ class CheckpointSource(Source):
         if attention != "sdpa":
             network.set_attn_implementation(attention)
         return TorchModel(self.name, network, self.tokenizer())
+
+
+_tokenizers: dict[str, Any] = {}
+
+
+def share_tokenizer(directory: Path, load: Callable[[], Any]) -> Any:
+    """Return the tokenizer in a directory (or of a GGUF), one object for equal files.
+
+    Gemma's takes 0.7 GB, and a model and its quantized copy have the same. The last one is kept.
+    """
+    files = [] if directory.is_file() else sorted(directory.iterdir())
+    kept = [f for f in files if f.is_file() and f.name.lower().startswith(TOKENIZER_FILES)]
+    facts = [(f.name, sha256_file(f)) for f in kept]
+    key = hash_facts(facts or str(directory.absolute()))
+    if key not in _tokenizers:
+        _tokenizers.clear()
+        _tokenizers[key] = load()
+    return _tokenizers[key]
 
 
 def find_source(source: str) -> Source:
@@ -244,6 +265,8 @@ def hash_facts(facts: Any) -> str:
 
 def refuse_other_tokenizer(base: Any, quant: Any, base_name: str, quant_name: str) -> None:
     """Raise CheckError unless two tokenizers have the same vocabulary and cut text alike."""
+    if base is quant:
+        return
     if len(base) != len(quant):
         raise CheckError(
             f"{quant_name} has a vocabulary of {len(quant)} tokens, {base_name} of {len(base)}; "

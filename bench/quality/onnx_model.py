@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import soroq
-from soroq.bench.quality.model import CHUNK, Model, Source, hash_facts
+from soroq.bench.quality.model import CHUNK, Model, Source, hash_facts, share_tokenizer
 from soroq.core.errors import CheckError
 from soroq.io.checkpoint import read_json
 from soroq.io.writer import sha256_file
@@ -119,7 +119,7 @@ class OnnxSource(Source):
     def tokenizer(self) -> Any:
         from soroq.loading import read_tokenizer
 
-        return read_tokenizer(self._folder)
+        return share_tokenizer(self._folder, lambda: read_tokenizer(self._folder))
 
     def key(self, dtype: torch.dtype, attention: str) -> str:
         self._refuse_choices(dtype, attention)

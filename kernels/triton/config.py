@@ -1,7 +1,8 @@
 """How a kernel is launched: blocks, slices, warps. Shipped per device, a rule for the rest.
 
-`configs/<device>.json` maps "op N K group bucket" to a Config; devices and shapes that nobody tuned
-get `rule`. Nothing here touches a GPU, and nothing tunes by itself.
+`configs/<device>.json` maps a `key` to a Config; what `soroq tune` found on this machine comes on
+top of it. Devices and shapes that nobody tuned get `rule`. Nothing here touches a GPU, and nothing
+tunes by itself.
 """
 
 import json
@@ -41,16 +42,29 @@ class Config:
         cells = blocks_n * blocks_m
         return cells * self.splits * self.block_m * self.block_n, cells
 
+    def fits(self, M: int, N: int, sms: int) -> bool:
+        """Tell whether a split launch finds room in the scratch of a device of `sms` SMs."""
+        blocks_n, blocks_m = self.blocks(M, N)
+        programs = blocks_n * blocks_m * self.splits
+        return self.splits == 1 or programs <= MAX_PROGRAMS_PER_SM * sms
+
 
 def bucket(M: int) -> str:
     """Return the name of the range of M that shares a configuration."""
     return next((str(top) for top in BUCKETS if top >= M), "more")
 
 
-def choose(device: str, sms: int, M: int, N: int, K: int, group: int) -> Config:
+def choose(device: str, sms: int, M: int, N: int, K: int, group: int, bits: int) -> Config:
     """Return the configuration for a product on `device` (as torch names it) with `sms` SMs."""
-    tuned = _shipped(device).get(f"matmul_w4 {N} {K} {group} {bucket(M)}")
-    return tuned or rule(sms, M, N, K)
+    tuned = shipped(device).get(key(M, N, K, group, bits))
+    if tuned is not None and tuned.fits(M, N, sms):
+        return tuned
+    return rule(sms, M, N, K)
+
+
+def key(M: int, N: int, K: int, group: int, bits: int) -> str:
+    """Return the name under which a product's configuration is kept."""
+    return f"int{bits} {N}x{K} group {group} M {bucket(M)}"
 
 
 def rule(sms: int, M: int, N: int, K: int) -> Config:
@@ -74,7 +88,8 @@ def rule(sms: int, M: int, N: int, K: int) -> Config:
 
 
 @cache
-def _shipped(device: str) -> dict[str, Config]:
+def shipped(device: str) -> dict[str, Config]:
+    """Return the tuned configurations of a device, {} when nobody tuned it."""
     path = CONFIGS / (device.lower().replace(" ", "-") + ".json")
     if not path.is_file():
         return {}

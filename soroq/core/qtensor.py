@@ -1,5 +1,6 @@
 """The canonical, unpacked quantized matrix: what every layout packs and every kernel means."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,49 @@ class QuantizedTensor:
         if self.zeros is not None:
             codes = codes - self.zeros.float()[..., None]
         return (codes * self.scales.float()[..., None]).view(self.shape).to(dtype)
+
+
+def stack_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """Return one matrix with the rows of all parts, one part behind the other.
+
+    Raises ValueError unless all have the same arguments and zero points or none.
+    """
+    _refuse_unlike(parts)
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return QuantizedTensor(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(zeros) if zeros else None,
+        parts[0].args,
+    )
+
+
+def interleave_rows(even: QuantizedTensor, odd: QuantizedTensor) -> QuantizedTensor:
+    """Return one matrix whose rows 2i are those of `even` and 2i + 1 those of `odd`, both (N, K).
+
+    Raises ValueError when they differ in more than their values.
+    """
+    _refuse_unlike((even, odd))
+    if even.shape != odd.shape:
+        raise ValueError(f"rows of {even.shape} and {odd.shape} can't alternate")
+    zeros = None
+    if even.zeros is not None and odd.zeros is not None:
+        zeros = torch.stack([even.zeros, odd.zeros], 1).flatten(0, 1)
+    return QuantizedTensor(
+        torch.stack([even.codes, odd.codes], 1).flatten(0, 1),
+        torch.stack([even.scales, odd.scales], 1).flatten(0, 1),
+        zeros,
+        even.args,
+    )
+
+
+def _refuse_unlike(parts: Sequence[QuantizedTensor]) -> None:
+    first = parts[0]
+    for part in parts[1:]:
+        if part.args != first.args or (part.zeros is None) != (first.zeros is None):
+            raise ValueError(f"{first.args} and {part.args} can't be one matrix")
+        if part.shape[1] != first.shape[1]:
+            raise ValueError(f"rows of {first.shape[1]} and {part.shape[1]} can't be one matrix")
 
 
 def expand_blocks(scales: torch.Tensor, shape: tuple[int, int], args: QuantArgs) -> torch.Tensor:

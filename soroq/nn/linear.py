@@ -7,7 +7,7 @@ loading copies nothing and unpacks nothing.
 import torch
 from torch import nn
 
-from soroq.core.packing import pack_rows
+from soroq.core.packing import pack_rows, unpack_rows
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import FP8_MAX, QuantArgs
 
@@ -62,6 +62,13 @@ class PackedLinear(nn.Module):
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def quantized(self) -> QuantizedTensor:
+        """Return the weight unpacked."""
+        codes = self.qweight
+        if self.args.dtype == "int":
+            codes = unpack_rows(codes, self.args.bits, self.in_features)
+        return QuantizedTensor(codes, self.scales, self.zeros, self.args)
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, {self.args}"

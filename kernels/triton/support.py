@@ -1,0 +1,26 @@
+"""Which problems the Triton kernels take; nothing of Triton is imported to answer."""
+
+import importlib.util
+from functools import cache
+
+import torch
+
+from soroq.kernels.problem import Problem
+from soroq.kernels.tiles import objection
+
+
+@cache
+def is_installed() -> bool:
+    """Tell whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def can_use_tiles(problem: Problem) -> str:
+    """Return '' when matmul_tiles and gather_tiles can run the problem, otherwise why not."""
+    if not is_installed():
+        return "triton is not installed"
+    if problem.grad:
+        return "the Triton kernels have no backward"
+    if problem.dtype not in (torch.bfloat16, torch.float16):
+        return f"the Triton kernels take bfloat16 and float16, not {problem.dtype}"
+    return objection(problem.K, problem.group_size)
