@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 calib_app = typer.Typer(no_args_is_help=True, help="Build calibration sets.")
 app.add_typer(calib_app, name="calib")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure kernels on this machine.")
+app.add_typer(bench_app, name="bench")
 
 Source = Annotated[
     str, typer.Argument(help="A model directory, a .gguf file, or gemma3-270m.", show_default=False)
@@ -234,11 +236,12 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.", min=0)] = 0.0,
     seed: int = 0,
     raw: Annotated[bool, typer.Option(help="No chat template.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Stream text from a model."""
     from soroq.commands.show import run_generate
 
-    run_generate(model, prompt, max_tokens, temperature, seed, raw)
+    run_generate(model, prompt, max_tokens, temperature, seed, raw, device)
 
 
 @calib_app.command("build")
@@ -259,6 +262,30 @@ def calib_build(
     from soroq.commands.calibration import run_calib_build
 
     run_calib_build(out, model, tuple(text or ()), mix, samples, seq_len, seed, license)
+
+
+@bench_app.command("gpu")
+def bench_gpu(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where raw JSON goes.")] = Path("gpu"),
+    parts: Annotated[str | None, typer.Option(help="Some of its parts, by commas.")] = None,
+    seconds: Annotated[float, typer.Option(help="Start nothing new after that.")] = 460,
+    trial: Annotated[bool, typer.Option("--try", help="In miniature, interpreted.")] = False,
+) -> None:
+    """Check, bound, race and tune the Triton kernels on the GPU at hand."""
+    from soroq.commands.kernels import run_bench_gpu
+
+    raise typer.Exit(run_bench_gpu(out, parts, seconds, trial))
+
+
+@app.command()
+def tune(
+    model: Source,
+    rows: Annotated[str, typer.Option(help="Numbers of tokens at once.")] = "1,16,64,256",
+) -> None:
+    """Find the fastest kernel configurations for a quantized model on this machine's GPU."""
+    from soroq.commands.kernels import parse_rows, run_tune
+
+    print(f"kept in {run_tune(model, parse_rows(rows))}")
 
 
 @app.command()

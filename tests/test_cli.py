@@ -126,6 +126,9 @@ def test_calib_build_writes_a_set_that_quantize_takes(
         (["check", "BASE", "BASE", "--mode", "loud"], "--mode 'loud' is not one of text, letter"),
         (["check", "BASE", "BASE", "--stride", "600"], "stride 600 does not fit"),
         (["report", "no.json", "-o", "x.html"], "not a report of soroq check"),
+        (["generate", "BASE", "-p", "x", "--device", "gpu"], "--device 'gpu' is not one"),
+        (["generate", "BASE", "-p", "x", "--device", "cuda:63"], "there is no such GPU here"),
+        (["tune", "BASE", "--rows", "1,x"], "--rows '1,x' is not a list of numbers"),
         (["inspect", "README"], "'README' is not a local directory"),
     ],
 )

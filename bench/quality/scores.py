@@ -35,7 +35,7 @@ from soroq.bench.quality.tables import (
     quant_rows,
     rows_of,
 )
-from soroq.io.cache import cache_root
+from soroq.core.cache import cache_root
 from soroq.io.writer import atomic_write
 
 PART = 4  # windows in a part: what is lost when a run is stopped

@@ -6,9 +6,12 @@ tunes by itself.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+
+from soroq.core.cache import cache_root
 
 BUCKETS = (8, 16, 32, 64, 128)  # M up to and including; beyond the last: "more"
 MAX_PROGRAMS_PER_SM = 4  # split products don't start more: their scratch is sized by it
@@ -56,7 +59,7 @@ def bucket(M: int) -> str:
 
 def choose(device: str, sms: int, M: int, N: int, K: int, group: int, bits: int) -> Config:
     """Return the configuration for a product on `device` (as torch names it) with `sms` SMs."""
-    tuned = shipped(device).get(key(M, N, K, group, bits))
+    tuned = known(device).get(key(M, N, K, group, bits))
     if tuned is not None and tuned.fits(M, N, sms):
         return tuned
     return rule(sms, M, N, K)
@@ -88,12 +91,38 @@ def rule(sms: int, M: int, N: int, K: int) -> Config:
 
 
 @cache
-def shipped(device: str) -> dict[str, Config]:
+def known(device: str) -> dict[str, Config]:
     """Return the tuned configurations of a device, {} when nobody tuned it."""
-    path = CONFIGS / (device.lower().replace(" ", "-") + ".json")
-    if not path.is_file():
-        return {}
-    return {key: Config(**value) for key, value in json.loads(path.read_text()).items()}
+    found: dict[str, Config] = {}
+    for folder in (CONFIGS, tuned_folder()):
+        path = folder / file_name(device)
+        if path.is_file():
+            found |= {k: Config(**value) for k, value in json.loads(path.read_text()).items()}
+    return found
+
+
+def tuned_folder() -> Path:
+    """Return where `soroq tune` keeps what it found on this machine."""
+    return cache_root() / "triton"
+
+
+def add_tuned(device: str, configs: dict[str, Config]) -> Path:
+    """Keep configurations for a device on this machine, beside those already kept."""
+    path = tuned_folder() / file_name(device)
+    kept: dict[str, Config] = {}
+    if path.is_file():
+        kept = {k: Config(**value) for k, value in json.loads(path.read_text()).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(to_json(kept | configs))
+    os.replace(temporary, path)
+    known.cache_clear()
+    return path
+
+
+def file_name(device: str) -> str:
+    """Return the file of a device as torch names it."""
+    return device.lower().replace(" ", "-") + ".json"
 
 
 def to_json(configs: dict[str, Config]) -> str:

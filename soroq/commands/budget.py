@@ -7,9 +7,9 @@ from pathlib import Path
 from soroq import console
 from soroq.calib.sources import builtin_documents
 from soroq.commands.calibration import build_set
+from soroq.core.cache import cache_root
 from soroq.core.errors import SchemeError
 from soroq.core.recipe import Recipe
-from soroq.io.cache import cache_root
 from soroq.io.checkpoint import open_checkpoint
 from soroq.models.registry import find_layout
 from soroq.pipeline.plan import make_plan

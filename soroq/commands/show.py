@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from soroq import console
 from soroq.bench.quality.check import CheckRequest
@@ -39,7 +40,13 @@ def run_inspect(model: str, json_out: bool) -> None:
 
 
 def run_generate(
-    model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool
+    model: str,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    raw: bool,
+    device: str = "cpu",
 ) -> str:
     """Stream a continuation to stdout and return it."""
     import torch
@@ -47,15 +54,16 @@ def run_generate(
 
     from soroq.loading import load, load_tokenizer
 
+    place = find_device(device)
     tokenizer = load_tokenizer(model)
-    network = load(model)
+    network = load(model, device=place)
     if tokenizer.chat_template and not raw:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         ).removeprefix(tokenizer.bos_token or "")
     else:
         text = prompt
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=True)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=True).to(place)
     torch.manual_seed(seed)
     sampling = (
         {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -65,6 +73,23 @@ def run_generate(
     new = result[0, ids["input_ids"].shape[1] :]
     decoded: str = tokenizer.decode(new, skip_special_tokens=True)
     return decoded
+
+
+def find_device(name: str) -> Any:
+    """Return a torch device that is here. Raises KernelError for one that isn't."""
+    import torch
+
+    from soroq.core.errors import KernelError
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise KernelError(f"--device {name!r} is not one; use cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise KernelError(f"--device {name!r} has no kernels here; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise KernelError(f"--device {name}: there is no such GPU here; use cpu")
+    return device
 
 
 DEMO_PROMPTS = ("Душанбе пойтахти", "Дар мактаб хонандагон", "Тоҷикистон кишварест, ки")

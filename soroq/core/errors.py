@@ -34,3 +34,7 @@ class NumericsError(SoroqError):
 
 class OutputError(SoroqError):
     """An output place that can't be written: not empty, or on a disk that is too small."""
+
+
+class KernelError(SoroqError):
+    """No kernel, compiler or device for what was asked."""

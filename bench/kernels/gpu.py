@@ -1,0 +1,286 @@
+"""Everything there is to know on a GPU, in parts that can be gone on from.
+
+    python -m soroq.bench.kernels.gpu --out gpu                # all parts, under 8 minutes
+    python -m soroq.bench.kernels.gpu --out gpu --parts check,sweep
+    python -m soroq.bench.kernels.gpu --table gpu              # what was measured, as Markdown
+
+Needs PyTorch and Triton and nothing else. A part writes OUT/<part>.json, whole or not at all, and
+is skipped when that is there. `--try` runs every part in miniature, on a CPU in Triton's
+interpreter.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from soroq.bench.kernels import contenders as who
+from soroq.bench.kernels.shapes import Shape, named
+from soroq.bench.kernels.timing import cold_copies, race
+from soroq.bench.kernels.tuning import BUCKET_M, tune
+from soroq.bench.kernels.verify import verify
+from soroq.io.writer import atomic_write
+from soroq.kernels.triton.config import file_name, key
+
+SWEEP_M = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
+TUNED = ("4b qkv", "4b o", "4b gate_up", "4b down", "4b head", "27b gate_up", "27b down")
+SWEPT = (
+    *("1b gate_up", "4b qkv", "4b o", "4b gate_up", "4b down", "4b head"),
+    *("12b gate_up", "27b gate_up", "27b down", "square 8192", "square 16384"),
+)
+TRIAL = Shape("trial", 128, 256)
+Entries = list[dict[str, Any]]
+
+
+class Bench:
+    """The device, how much to do, and how long there is."""
+
+    def __init__(self, device: torch.device, seconds: float, trial: bool) -> None:
+        self.device, self.trial = device, trial
+        self.deadline = time.monotonic() + seconds
+
+    def shapes(self, names: tuple[str, ...]) -> list[Shape]:
+        return [TRIAL] if self.trial else named(*names)
+
+    def is_late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+
+def check(bench: Bench) -> Entries:
+    """Every configuration against float64."""
+    return verify(bench.device, quick=bench.trial)
+
+
+def ceilings(bench: Bench) -> Entries:
+    """Bandwidth of copies and reads by size, an empty launch, dense peaks."""
+    found: Entries = []
+    for megabytes in (1,) if bench.trial else (4, 16, 64, 256, 1024):
+        side = 64 if bench.trial else 4096
+        for contender in who.ceilings(bench.device, megabytes << 20, side):
+            copies = cold_copies(contender.nbytes, bench.device)
+            if contender.name != "read the same bytes":
+                copies = 1
+            timed = race({contender.name: (contender.make(copies), copies)}, bench.device)
+            found.append(_entry(contender, timed[contender.name], megabytes=megabytes, side=side))
+    return found
+
+
+def sweep(bench: Bench) -> Entries:
+    """All contenders by shape and M, cold and hot."""
+    found: Entries = []
+    for shape in bench.shapes(SWEPT):
+        for M in (1, 3) if bench.trial else SWEEP_M:
+            for cold in (True, False):
+                if bench.is_late():
+                    return found
+                found += _round(bench, shape, M, cold)
+    return found
+
+
+def _round(bench: Bench, shape: Shape, M: int, cold: bool) -> Entries:
+    racing = {}
+    failed: Entries = []
+    where = {"shape": shape.name, "N": shape.N, "K": shape.K, "M": M, "cold": cold}
+    for contender in who.contenders(shape, M, bench.device):
+        copies = cold_copies(contender.nbytes, bench.device) if cold else 1
+        try:
+            call = contender.make(copies)
+            call(0)
+            racing[contender.name] = (contender, call, copies)
+        except Exception as error:  # another library's, whatever it may be: it is said, not hidden
+            failed.append({"name": contender.name, "error": str(error)[:300]} | where)
+    timed = race({n: (call, copies) for n, (_, call, copies) in racing.items()}, bench.device)
+    found = [_entry(racing[name][0], timing, **where) for name, timing in timed.items()]
+    racing.clear()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found + failed
+
+
+def tuning(bench: Bench) -> Entries:
+    """The fastest configurations, beside what the rule would have taken."""
+    found: Entries = []
+    for shape in bench.shapes(TUNED):
+        for M in (1,) if bench.trial else BUCKET_M:
+            if bench.is_late():
+                return found
+            config, microseconds = tune(shape, M, bench.device, listen=_say)
+            name = key(M, shape.N, shape.K, who.GROUP, 4)
+            found.append({"key": name, "config": asdict(config), "microseconds": microseconds})
+    return found
+
+
+def sanitizer(bench: Bench) -> Entries:
+    """compute-sanitizer over the small checks, if it is installed."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None or bench.trial:
+        return [{"skipped": "compute-sanitizer is not installed"}]
+    found = []
+    for kind in ("memcheck", "racecheck"):
+        command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable, "-m"]
+        found.append(_run([*command, "soroq.bench.kernels.gpu", "--quick-check"], kind))
+    return found
+
+
+def profile(bench: Bench) -> Entries:
+    """ncu on the largest loss of the sweep, if it is installed."""
+    tool = shutil.which("ncu")
+    if tool is None or bench.trial:
+        return [{"skipped": "ncu is not installed"}]
+    metrics = "smsp__issue_active.avg.pct_of_peak_sustained_active,"
+    metrics += "dram__throughput.avg.pct_of_peak_sustained_elapsed,launch__registers_per_thread"
+    command = [tool, "--metrics", metrics, "--launch-count", "4", "-k", "regex:matmul_tiles"]
+    command += [sys.executable, "-m", "soroq.bench.kernels.gpu", "--one", "4b gate_up"]
+    return [_run(command, "ncu 4b gate_up M 1")]
+
+
+PARTS: dict[str, Callable[[Bench], Entries]] = {
+    "check": check,
+    "ceilings": ceilings,
+    "sweep": sweep,
+    "tuning": tuning,
+    "sanitizer": sanitizer,
+    "profile": profile,
+}
+
+
+def run_parts(parts: list[str], out: Path, bench: Bench) -> dict[str, Entries]:
+    """Run what isn't there yet; return all entries by part."""
+    out.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for part in parts:
+        path = out / f"{part}.json"
+        if not path.is_file():
+            _say(f"{part} …")
+            begin = time.monotonic()
+            entries = PARTS[part](bench)
+            document = {"part": part, "seconds": time.monotonic() - begin, "entries": entries}
+            text = json.dumps(facts(bench.device) | document, indent=1, default=str)
+            atomic_write(path, text.encode())
+        results[part] = json.loads(path.read_text())["entries"]
+        _say(f"{part}: {len(results[part])} entries in {path}")
+    if results.get("tuning") and not bench.trial:
+        configs = out / file_name(facts(bench.device)["device"])
+        kept = {entry["key"]: entry["config"] for entry in results["tuning"]}
+        atomic_write(configs, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+    return results
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Return what it takes to repeat a measurement on this machine."""
+    found: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "versions": {"torch": str(torch.__version__), "triton": triton.__version__},
+        "device": "interpreter",
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["device"] = properties.name
+        found["sms"] = properties.multi_processor_count
+        found["l2_bytes"] = properties.L2_cache_size
+        found["clocks"] = _run(["nvidia-smi", "-q", "-d", "CLOCK"], "clocks")["output"]
+    return found
+
+
+def table(out: Path) -> str:
+    """Return the sweep as Markdown: microseconds, share of the reader's speed, times torch."""
+    document = json.loads((out / "sweep.json").read_text())
+    lines = [f"{document['device']}, torch {document['versions']['torch']}", ""]
+    lines += ["| shape | M | | us | of the reader | times torch |", "| --- " * 6 + "|"]
+    cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for entry in document["entries"]:
+        if "error" not in entry:
+            place = (entry["shape"], entry["M"], entry["cold"])
+            cells.setdefault(place, {})[entry["name"]] = entry
+    for (shape, M, cold), by_name in cells.items():
+        reader = by_name["read the same bytes"]["microseconds"]
+        dense = by_name["torch bfloat16"]["microseconds"]
+        for name, entry in by_name.items():
+            us = entry["microseconds"]
+            where = f"| {shape} | {M} | {name}, {'cold' if cold else 'hot'}"
+            lines.append(f"{where} | {us:.1f} | {reader / us:.2f} | {dense / us:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _entry(contender: who.Contender, timing: Any, **where: Any) -> dict[str, Any]:
+    return where | {
+        "name": contender.name,
+        "microseconds": timing.median,
+        "low": timing.low,
+        "high": timing.high,
+        "rounds": timing.rounds,
+        "calls": timing.calls,
+        "bytes": contender.nbytes,
+        "GB/s": contender.nbytes / timing.median / 1e3,
+    }
+
+
+def _run(command: list[str], name: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"name": name, "code": -1, "output": str(error)}
+    return {"name": name, "code": done.returncode, "output": (done.stdout + done.stderr)[-4000:]}
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _once(shape_name: str, device: torch.device) -> None:
+    """Run one product cold, for a profiler."""
+    contender = who.contenders(named(shape_name)[0], 1, device)[0]
+    copies = cold_copies(contender.nbytes, device)
+    call = contender.make(copies)
+    for copy in range(copies):
+        call(copy)
+    torch.cuda.synchronize()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--seconds", type=float, default=460)
+    parser.add_argument("--try", dest="trial", action="store_true")
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--quick-check", action="store_true")
+    parser.add_argument("--one")
+    options = parser.parse_args(arguments)
+    if options.table is not None:
+        print(table(options.table), end="")
+        return 0
+    unknown = set(options.parts.split(",")) - set(PARTS)
+    if unknown:
+        print(f"no part {min(unknown)}; parts: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not torch.cuda.is_available() and not (options.trial and interpreted):
+        print("no CUDA device; TRITON_INTERPRET=1 … --try runs it in miniature", file=sys.stderr)
+        return 2
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.one:
+        _once(options.one, device)
+        return 0
+    if options.quick_check:
+        return int(any(entry["failed"] for entry in verify(device, quick=True)))
+    bench = Bench(device, options.seconds, options.trial)
+    results = run_parts(options.parts.split(","), options.out, bench)
+    return int(any(entry["failed"] for entry in results.get("check", [])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""bench gpu and tune: measure the GPU at hand, and keep what is fastest on it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from soroq.core.errors import KernelError
+
+
+def run_bench_gpu(out: Path, parts: str | None, seconds: float, trial: bool) -> int:
+    """Run the parts of bench/kernels/gpu.py; return the exit code."""
+    _require_triton()
+    from soroq.bench.kernels import gpu
+
+    arguments = ["--out", str(out), "--seconds", str(seconds)]
+    arguments += ["--parts", parts] if parts else []
+    return gpu.main([*arguments, "--try"] if trial else arguments)
+
+
+def parse_rows(text: str) -> list[int]:
+    """Parse "1,16,64". Raises KernelError."""
+    try:
+        rows = [int(part) for part in text.split(",")]
+    except ValueError:
+        rows = []
+    if not rows or min(rows) < 1:
+        raise KernelError(f"--rows {text!r} is not a list of numbers of tokens, e.g. 1,16,64")
+    return rows
+
+
+def run_tune(model: str, rows: Sequence[int]) -> Path:
+    """Time configurations for every product of a quantized model; keep the fastest of each."""
+    _require_triton()
+    device = _require_gpu()
+    from soroq.bench.kernels.shapes import Shape
+    from soroq.bench.kernels.tuning import tune
+    from soroq.kernels.triton.config import Config, add_tuned, key
+    from soroq.kernels.triton.ops import device_facts
+    from soroq.loading import load
+    from soroq.nn.tiled import TiledLinear
+
+    network = load(model, device=device)
+    tiled = [module for module in network.modules() if isinstance(module, TiledLinear)]
+    products = {(m.out_features, m.in_features, m.group, m.bits) for m in tiled}
+    if not products:
+        raise KernelError(f"{model} has no int4 or int8 weights in tiles; quantize it first")
+    del network, tiled
+    name = device_facts(device)[0]
+    path = Path()
+    for N, K, group, bits in sorted(products):
+        for M in rows:
+            best, microseconds = tune(
+                Shape(f"{N}x{K}", N, K), M, device, bits=bits, group=group, listen=print
+            )
+            found: dict[str, Config] = {key(M, N, K, group, bits): best}
+            path = add_tuned(name, found)  # each at once: an interrupted run keeps what it has
+            print(f"{N}x{K} group {group} int{bits} M {M}: {microseconds:.1f} us, {best}")
+    return path
+
+
+def _require_triton() -> None:
+    from soroq.kernels.triton.support import is_installed
+
+    if not is_installed():
+        raise KernelError("triton is not installed: pip install triton (Linux)")
+
+
+def _require_gpu() -> torch.device:
+    if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        raise KernelError("no CUDA device here; run it on the machine that will serve the model")
+    return torch.device("cuda")
