@@ -6,7 +6,8 @@
 Packed weights lie as `pack-quantized` stores them (`soroq.core.packing`): qweight int32
 (N, K · bits / 32), scales (N, K // G) floating point, zeros int8 (N, K // G) in code units or None,
     W = (codes − zeros) · scales.
-GPUs want them in tiles (`soroq.kernels.tiles`). Every operation accumulates in float32 and returns
+GPUs want them in tiles (`soroq.kernels.tiles`),
+CPUs in panels (`soroq.kernels.panels`). Every operation accumulates in float32 and returns
 x's dtype. Set the logger `soroq.kernels` to INFO to see, once each, which kernel was taken and why.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from soroq.kernels.panels import PanelWeight
 from soroq.kernels.problem import Problem
 from soroq.kernels.registry import KERNELS, Kernel
 from soroq.kernels.tiles import TiledWeight
@@ -170,6 +172,87 @@ def _choose_tiled(op: str, M: int, weight: TiledWeight, dtype: torch.dtype, grad
         dtype=dtype,
         device=weight.tiles.device,
         grad=grad,
+    )
+    return kernel
+
+
+PRECISIONS = ("exact", "int8")
+
+
+def matmul_panels(
+    x: torch.Tensor,
+    weight: PanelWeight,
+    *,
+    precision: str = "int8",
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return y (…, N) = x (…, K) · Wᵀ + bias + residual for W in panels, in x's dtype.
+
+    precision: "exact" multiplies x as it is; "int8" rounds it to int8 for each token and chunk of
+    at most 128 columns. bias (N,); residual (…, N).
+    """
+    flat = _flatten_for_panels("matmul_panels", x, weight, precision)
+    kernel = _choose_panels("matmul_panels", flat, weight)
+    rest = None if residual is None else residual.reshape(-1, weight.N)
+    y: torch.Tensor = _resolve(kernel.function)(
+        flat, weight, precision=precision, bias=bias, residual=rest
+    )
+    return y.view(*x.shape[:-1], weight.N)
+
+
+def gated_panels(
+    x: torch.Tensor, weight: PanelWeight, *, precision: str = "int8", activation: str = "gelu"
+) -> torch.Tensor:
+    """Return act(x · gateᵀ) · (x · upᵀ) (…, F) for a weight of `panels.pack_pair`, in x's dtype.
+
+    activation: "gelu" (its tanh form) or "silu".
+    """
+    if weight.gated is None or activation not in ("gelu", "silu"):
+        raise ValueError(
+            f"gated_panels: needs a weight of pack_pair and gelu or silu, {activation=}"
+        )
+    flat = _flatten_for_panels("gated_panels", x, weight, precision)
+    kernel = _choose_panels("gated_panels", flat, weight)
+    y: torch.Tensor = _resolve(kernel.function)(
+        flat, weight, precision=precision, activation=activation
+    )
+    return y.view(*x.shape[:-1], weight.gated)
+
+
+def gather_panels(ids: torch.Tensor, weight: PanelWeight, dtype: torch.dtype) -> torch.Tensor:
+    """Return the rows W[ids] (…, K) of a W in panels in `dtype`; ids int64 (…) in [0, N)."""
+    flat = ids.reshape(-1)
+    kernel = _choose_panels("gather_panels", torch.empty(flat.shape[0], 0, dtype=dtype), weight)
+    rows: torch.Tensor = _resolve(kernel.function)(flat, weight, dtype)
+    return rows.view(*ids.shape, weight.K)
+
+
+def _flatten_for_panels(
+    op: str, x: torch.Tensor, weight: PanelWeight, precision: str
+) -> torch.Tensor:
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision {precision!r} is not exact or int8")
+    if x.shape[-1] != weight.K or not x.is_floating_point():
+        raise TypeError(
+            f"{op}: x is {x.dtype} {tuple(x.shape)}, the weight needs floating (…, {weight.K})"
+        )
+    if x.device.type != "cpu":
+        raise TypeError(f"{op}: x is on {x.device}, weights in panels are for the CPU")
+    return x.reshape(-1, weight.K)
+
+
+def _choose_panels(op: str, flat: torch.Tensor, weight: PanelWeight) -> Kernel:
+    kernel, _ = choose(
+        op,
+        M=flat.shape[0],
+        N=weight.N,
+        K=weight.K,
+        group_size=None if weight.group == weight.K else weight.group,
+        symmetric=weight.symmetric,
+        dtype=flat.dtype,
+        device="cpu",
+        grad=_needs_grad(flat),
     )
     return kernel
 

@@ -31,6 +31,7 @@ _HALVES = ("bfloat16", "float16")
 _FLOATS = ("float32", *_HALVES)
 _ANYTHING = "soroq.kernels.reference:can_run"
 _PACKED = "soroq.kernels.reference.packed"
+_CAN_USE_PANELS = "soroq.kernels.cpu.panels:can_use_panels"
 _CAN_USE_TILES = "soroq.kernels.triton.support:can_use_tiles"
 
 KERNELS: dict[str, Kernel] = {
@@ -78,6 +79,24 @@ KERNELS: dict[str, Kernel] = {
             for kind, floats, device, predicate, priority, module in (
                 ("triton", _HALVES, "cuda", _CAN_USE_TILES, 10, "soroq.kernels.triton.ops"),
                 ("reference", _FLOATS, "any", _ANYTHING, 0, "soroq.kernels.reference.tiled"),
+            )
+        ),
+        *(
+            Kernel(
+                op=f"{op}_panels",
+                name=f"{op}_panels_{kind}",
+                layout="soroq-p64",
+                weight="int4, int8 or bfloat16",
+                activations=_FLOATS,
+                device="cpu",
+                predicate=predicate,
+                priority=priority,
+                function=f"{module}:{op}_panels",
+            )
+            for op in ("matmul", "gated", "gather")
+            for kind, predicate, priority, module in (
+                ("cpu", _CAN_USE_PANELS, 10, "soroq.kernels.cpu.panels"),
+                ("reference", _ANYTHING, 0, "soroq.kernels.reference.panels"),
             )
         ),
         *(

@@ -8,14 +8,14 @@ Only the text decoder of a multimodal checkpoint is built.
 """
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from soroq.core.errors import CheckpointError
+from soroq.core.errors import CheckpointError, NumericsError
+from soroq.core.packing import unpack_columns
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.io.checkpoint import Checkpoint, open_checkpoint
@@ -53,28 +53,20 @@ def load(
     names = set(checkpoint.names())
     layout = find_layout(checkpoint.config, names)
     model = build_skeleton(layout.text_config)
-    groups = (
-        parse_config(checkpoint.config["quantization_config"])
-        if (checkpoint.config.get("quantization_config"))
-        else []
-    )
-    quantized = _quantized_modules(names)
+    stored = StoredWeights(checkpoint)
     state: dict[str, torch.Tensor] = {}
-    parts = tuple(part for module in quantized for part in _parts(module) if part in names)
+    parts = (part for module in stored.quantized for part in _parts(module))
     for name in sorted(names.difference(parts)):
         target = _target(name, layout.prefix)
         if target is not None:
             keep = late and len(checkpoint.info(name).shape) == 2
             state[target] = checkpoint.load(name, dtype=None if keep else dtype)
-    for module in sorted(quantized):
+    for module in sorted(stored.quantized):
         target = _target(module, layout.prefix)
         if target is None:
             continue
-        args, activation = _arguments(module, groups)
-        tensors = {part: checkpoint.load(part) for part in _parts(module) if part in names}
-        weight = decode(module, tensors, args)
+        weight, activation, scale = stored.load_quantized(module)
         bias = state.pop(f"{target}.bias", None)
-        scale = tensors.get(f"{module}.input_scale")
         if module + ".weight" == layout.embedding:
             _replace_embedding(model, weight, dtype, packed, state)
         elif late:
@@ -97,8 +89,75 @@ def load(
     return model.to(device).requires_grad_(False).eval()
 
 
-def _quantized_modules(names: Iterable[str]) -> set[str]:
-    return {n.removesuffix(".weight_scale") for n in names if n.endswith(".weight_scale")}
+class StoredWeights:
+    """The matrices of a checkpoint as they are stored: quantized or not.
+
+    quantized: the modules that are.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._names = set(checkpoint.names())
+        config = checkpoint.config.get("quantization_config")
+        self._groups: list[Group] = parse_config(config) if config else []
+        ending = ".weight_scale"
+        self.quantized = {n.removesuffix(ending) for n in self._names if n.endswith(ending)}
+
+    def open(self, module: str) -> "StoredMatrix":
+        """Return a module's weight without reading it. Raises CheckpointError if it isn't there."""
+        args = _arguments(module, self._groups)[0] if module in self.quantized else None
+        return StoredMatrix(self._checkpoint, module, args)
+
+    def load_quantized(
+        self, module: str
+    ) -> tuple[QuantizedTensor, QuantArgs | None, torch.Tensor | None]:
+        """Return a quantized weight, how its input is rounded, and that rounding's fixed scale."""
+        args, activation = _arguments(module, self._groups)
+        parts = [part for part in _parts(module) if part in self._names]
+        tensors = {part: self._checkpoint.load(part) for part in parts}
+        return decode(module, tensors, args), activation, tensors.get(f"{module}.input_scale")
+
+
+class StoredMatrix:
+    """One matrix (N, K) of a checkpoint, read some rows at a time (`soroq.kernels.panels` packs it).
+
+    args: None if it isn't quantized.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, module: str, args: QuantArgs | None) -> None:
+        self._checkpoint, self._module, self.args = checkpoint, module, args
+        self.scale_dtype = torch.bfloat16
+        self._zeros: torch.Tensor | None = None
+        if args is None:
+            N, K = checkpoint.info(f"{module}.weight").shape
+        else:
+            N, K = checkpoint.load(f"{module}.weight_shape").tolist()
+            self.scale_dtype = checkpoint.info(f"{module}.weight_scale").dtype
+            if not args.symmetric:
+                zeros = checkpoint.load(f"{module}.weight_zero_point")
+                self._zeros = unpack_columns(zeros, args.bits, N)
+        self.shape = (N, K)
+
+    def rows(
+        self, start: int, stop: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return rows as they are stored: words, scales and zero points, or values and None twice.
+
+        Raises NumericsError when values or scales are not finite.
+        """
+        index = torch.arange(start, stop)
+        if self.args is None:
+            return self._read("weight", index), None, None
+        zeros = None if self._zeros is None else self._zeros[start:stop]
+        return self._read("weight_packed", index), self._read("weight_scale", index), zeros
+
+    def _read(self, part: str, index: torch.Tensor) -> torch.Tensor:
+        rows = self._checkpoint.load_rows(f"{self._module}.{part}", index)
+        if rows.is_floating_point() and not bool(rows.isfinite().all()):
+            raise NumericsError(
+                f"{self._module}.{part}: values are NaN or infinite; the checkpoint is damaged"
+            )
+        return rows
 
 
 def _parts(module: str) -> tuple[str, ...]:

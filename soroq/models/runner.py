@@ -20,6 +20,8 @@ from torch import nn
 from soroq.core.errors import CheckpointError
 from soroq.models.architecture import DecoderLayout
 
+_PIECE = 512  # positions whose rotary tables are asked for at a time
+
 
 class DecoderRunner:
     """Empty modules and captured arguments of one decoder."""
@@ -81,7 +83,29 @@ class DecoderRunner:
         hidden: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return hidden
 
-    def _capture(self, n: int, seq_len: int) -> list[dict[str, Any]]:
+    def rotary_tables(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return for each block the cosines and sines (n, head_dim) of positions 0 to n − 1."""
+        pieces: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        for start in range(0, n, _PIECE):
+            positions = torch.arange(start, min(start + _PIECE, n))[None]
+            captured = self._capture(1, positions.shape[1], position_ids=positions)
+            pieces.append([kwargs["position_embeddings"] for kwargs in captured])
+        tables: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        found = []
+        for block in zip(*pieces, strict=True):
+            key = tuple(id(part) for pair in block for part in pair)  # blocks share their tables
+            if key not in tables:
+                cosines, sines = (torch.cat([pair[i][0] for pair in block]) for i in (0, 1))
+                tables[key] = (cosines.float(), sines.float())
+            found.append(tables[key])
+        return found
+
+    @property
+    def model(self) -> Any:
+        """The transformers causal model, its parameters on the meta device."""
+        return self._model
+
+    def _capture(self, n: int, seq_len: int, **kwargs: Any) -> list[dict[str, Any]]:
         captured: list[dict[str, Any]] = []
 
         def record(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -94,7 +118,8 @@ class DecoderRunner:
         decoder.layers = nn.ModuleList(_Recorder(layer, record) for layer in self._decoder.layers)
         decoder.norm = nn.Identity()
         with torch.no_grad():
-            decoder(inputs_embeds=torch.zeros(n, seq_len, self.hidden_size), use_cache=False)
+            embeds = torch.zeros(n, seq_len, self.hidden_size)
+            decoder(inputs_embeds=embeds, use_cache=False, **kwargs)
         return captured
 
 

@@ -1,38 +1,24 @@
-// soroq._cpu: checks shapes, drops the GIL, calls the kernels. The only file that knows Python.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+// soroq._cpu: checks shapes, drops the GIL, calls the kernels. The files bindings*.cpp alone know
+// Python.
 #include <nanobind/stl/optional.h>
 
-#include <optional>
-#include <stdexcept>
-#include <string>
-
+#include "bindings.h"
 #include "int4.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
-template <typename T>
-using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using soroq::check_shape;
+using soroq::Matrix;
 
 namespace {
-
-template <typename T>
-void check(const Matrix<T>& a, const char* name, int64_t rows, int64_t columns) {
-  const auto have_rows = static_cast<int64_t>(a.shape(0));
-  const auto have_columns = static_cast<int64_t>(a.shape(1));
-  if (have_rows == rows && have_columns == columns) return;
-  throw std::invalid_argument(std::string(name) + " is (" + std::to_string(have_rows) + ", " +
-                              std::to_string(have_columns) + "), must be (" +
-                              std::to_string(rows) + ", " + std::to_string(columns) + ")");
-}
 
 const uint32_t* as_words(const int32_t* p) { return reinterpret_cast<const uint32_t*>(p); }
 uint32_t* as_words(int32_t* p) { return reinterpret_cast<uint32_t*>(p); }
 
 void pack_int4(const Matrix<const int8_t>& codes, const Matrix<int32_t>& words) {
   const int64_t N = codes.shape(0), K = codes.shape(1);
-  check(words, "words", N, soroq::int4_words(K));
+  check_shape(words, "words", N, soroq::int4_words(K));
   bool in_range;
   {
     nb::gil_scoped_release release;
@@ -43,7 +29,7 @@ void pack_int4(const Matrix<const int8_t>& codes, const Matrix<int32_t>& words) 
 
 void unpack_int4(const Matrix<const int32_t>& words, const Matrix<int8_t>& codes) {
   const int64_t N = codes.shape(0), K = codes.shape(1);
-  check(words, "words", N, soroq::int4_words(K));
+  check_shape(words, "words", N, soroq::int4_words(K));
   nb::gil_scoped_release release;
   soroq::unpack_int4(as_words(words.data()), codes.data(), N, K);
 }
@@ -57,10 +43,10 @@ void matmul_w4(const Matrix<const float>& x, const Matrix<const int32_t>& qweigh
                                 " must be a multiple of 8 and of group_size " +
                                 std::to_string(group_size));
   }
-  check(qweight, "qweight", N, soroq::int4_words(K));
-  check(scales, "scales", N, K / group_size);
-  if (zeros) check(*zeros, "zeros", N, K / group_size);
-  check(y, "y", M, N);
+  check_shape(qweight, "qweight", N, soroq::int4_words(K));
+  check_shape(scales, "scales", N, K / group_size);
+  if (zeros) check_shape(*zeros, "zeros", N, K / group_size);
+  check_shape(y, "y", M, N);
   nb::gil_scoped_release release;
   soroq::matmul_w4_scalar(x.data(), as_words(qweight.data()), scales.data(),
                           zeros ? zeros->data() : nullptr, y.data(), M, N, K, group_size,
@@ -75,4 +61,6 @@ NB_MODULE(_cpu, m) {
   m.def("unpack_int4", &unpack_int4, "words"_a, "codes"_a);
   m.def("matmul_w4", &matmul_w4, "x"_a, "qweight"_a, "scales"_a, "zeros"_a.none(), "y"_a,
         nb::kw_only(), "group_size"_a, "n_threads"_a);
+  soroq::bind_panels(m);
+  soroq::bind_decoder(m);
 }

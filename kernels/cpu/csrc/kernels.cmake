@@ -1,0 +1,25 @@
+# SOROQ_KERNEL_SOURCES: everything that knows no Python. One file an instruction set, each with flags
+# of its own; which of them runs is decided by the processor at run time.
+set(_csrc ${CMAKE_CURRENT_LIST_DIR})
+set(SOROQ_KERNEL_SOURCES
+  ${_csrc}/ceilings.cpp ${_csrc}/decoder.cpp ${_csrc}/int4_scalar.cpp ${_csrc}/isa.cpp ${_csrc}/matmul.cpp
+  ${_csrc}/panels.cpp ${_csrc}/pool.cpp ${_csrc}/simd_generic.cpp)
+
+# -ffp-contract: multiply-adds in one instruction, as everywhere outside of strict ISO C++.
+# -Wno-maybe-uninitialized: gcc 12 says it of its own intrinsics.
+set(_simd "-O3;-ffp-contract=fast;-Wno-psabi;-Wno-maybe-uninitialized")
+set_source_files_properties(${_csrc}/simd_generic.cpp PROPERTIES COMPILE_OPTIONS "${_simd}")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(_avx2 "${_simd};-mavx2;-mfma")
+  list(APPEND SOROQ_KERNEL_SOURCES
+    ${_csrc}/simd_avx2.cpp ${_csrc}/simd_avxvnni.cpp ${_csrc}/simd_avx512.cpp)
+  set_source_files_properties(${_csrc}/simd_avx2.cpp PROPERTIES COMPILE_OPTIONS "${_avx2}")
+  set_source_files_properties(${_csrc}/simd_avxvnni.cpp PROPERTIES
+    COMPILE_OPTIONS "${_avx2};-mavxvnni")
+  set_source_files_properties(${_csrc}/simd_avx512.cpp PROPERTIES
+    COMPILE_OPTIONS "${_avx2};-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni")
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  list(APPEND SOROQ_KERNEL_SOURCES ${_csrc}/simd_neon.cpp)
+  set_source_files_properties(${_csrc}/simd_neon.cpp PROPERTIES
+    COMPILE_OPTIONS "${_simd};-march=armv8.2-a+dotprod")
+endif()

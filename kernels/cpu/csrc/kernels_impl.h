@@ -1,0 +1,693 @@
+// The kernels, once for all instruction sets: included by each simd_*.cpp inside a namespace of its
+// own, behind a struct V that says how wide a vector is and how it multiplies bytes:
+//
+//   V::L                 32-bit lanes of a vector (64 is a multiple)
+//   V::kAccumulators     how many sums a block may hold in registers
+//   V::kRows             most tokens of a block
+//   V::kDirect           up to so many tokens int4 is unpacked anew for each block: above, once
+//   V::kSignedDot        whether `dot` takes both sides as signed bytes
+//   V::dot(acc, w, x)    acc + the sums of four products each; w holds values up to 15
+//   V::dot_full(...)     the same for any w
+//   V::bytes(p), V::halves(p)  L unsigned integers of 8 or 16 bits as lanes
+//   V::store_bytes(p, v) the lowest 8 bits of each lane
+//
+// Nothing here may be an inline function of the standard library: the linker keeps one copy of such
+// a function, perhaps the one made for a processor that this one isn't.
+
+#if defined(__aarch64__)
+#define SOROQ_ANY "+w"
+#elif defined(__AVX512F__)
+#define SOROQ_ANY "+v"
+#else
+#define SOROQ_ANY "+x"
+#endif
+
+typedef float vf __attribute__((vector_size(4 * V::L)));
+typedef int32_t vi __attribute__((vector_size(4 * V::L)));
+typedef uint32_t vu __attribute__((vector_size(4 * V::L)));
+
+constexpr int L = V::L;
+constexpr int NV = kPanel / L;   // vectors of a panel's 64 rows
+constexpr int kAhead = 8192;     // bytes that a product asks for before it needs them
+constexpr int kDirectExact = 4;  // up to so many tokens nothing goes through a buffer
+
+// Vectors of rows in a block with MB tokens.
+constexpr int tile_of(int MB) {
+  int n = NV;
+  while (n > 1 && n * MB > V::kAccumulators) n /= 2;
+  return n;
+}
+
+template <typename T>
+inline T load(const void* p) {
+  T v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <typename T>
+inline void store(void* p, T v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+inline vf splat(float x) { return x - vf{}; }
+inline vi splat_i(int32_t x) { return x - vi{}; }
+inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+inline vf max_of(vf a, vf b) { return a > b ? a : b; }
+inline vf min_of(vf a, vf b) { return a < b ? a : b; }
+
+// bfloat16 as float32.
+inline vf widen(const void* p) { return reinterpret_cast<vf>(V::halves(p) << 16); }
+
+inline float sum_of(vf v) {
+  float s = 0;
+  for (int i = 0; i < L; ++i) s += v[i];
+  return s;
+}
+
+inline float max_of(vf v) {
+  float m = v[0];
+  for (int i = 1; i < L; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+// exp within 2 ulp; below -87 it is 0.
+inline vf exp_of(vf x) {
+  const vf low = splat(-87.0f), high = splat(88.0f);
+  const vi none = x < low;
+  x = min_of(max_of(x, low), high);
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const vf n = (x * 1.44269504089f + magic) - magic;
+  const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
+  const vf y = p * reinterpret_cast<vf>(exponent);
+  return none ? vf{} : y;
+}
+
+void round_row(const PanelShape& s, const float* x, int64_t m, const RoundedX& out) {
+  const int64_t chunk = s.chunk();
+  for (int64_t c = 0; c < s.n_chunks(); ++c) {
+    const int64_t length = s.chunk_length(c);
+    float padded[kMaxChunk + 16] = {0};
+    const float* from = x + s.chunk_start(c);
+    if (length % L) {
+      for (int64_t k = 0; k < length; ++k) padded[k] = from[k];
+      from = padded;
+    }
+    vf most = {}, poison = {};
+    for (int64_t k = 0; k < length; k += L) {
+      const vf v = load<vf>(from + k);
+      most = max_of(most, max_of(v, -v));
+      poison += v * 0.0f;  // NaN if a value isn't finite
+    }
+    const float bad = sum_of(poison);
+    const float top = max_of(most);
+    const bool usable = top > 1e-30f && bad == 0.0f;
+    const float step = usable ? top / 127.0f : 0.0f;
+    const vf inverse = splat(usable ? 127.0f / top : 0.0f);
+    int8_t* codes = out.codes + (c * out.M + m) * chunk;
+    const vf magic = splat(12582912.0f);
+    vi sum = {};
+    int64_t k = 0;
+    for (; k < length; k += L) {
+      vi q = {};
+      if (usable) q = __builtin_convertvector((load<vf>(from + k) * inverse + magic) - magic, vi);
+      sum += q;
+      if (k + L <= chunk) {
+        V::store_bytes(codes + k, q);
+      } else {
+        for (int i = 0; k + i < chunk; ++i) codes[k + i] = static_cast<int8_t>(q[i]);
+      }
+    }
+    for (; k < chunk; ++k) codes[k] = 0;
+    out.scales[c * out.M + m] = step + bad;
+    out.sums[c * out.M + m] = sum_of(to_float(sum));
+  }
+}
+
+// Bytes 4r + j, j = 0..3: columns k..k+3 of row r. `full`: codes of 8 bits.
+template <bool full>
+inline vi multiply(vi acc, vi w, int32_t x) {
+  const vi xs = splat_i(x);
+  return full ? V::dot_full(acc, w, xs) : V::dot(acc, w, xs);
+}
+
+// What is subtracted from a stored zero point, since `dot` saw signed codes.
+constexpr float kShift8 = V::kSignedDot ? 128.0f : 0.0f;
+
+inline vi signed_codes(vi w) {
+  return V::kSignedDot ? w ^ static_cast<int32_t>(0x80808080u) : w;
+}
+
+// A weight's shape, worked out once for a panel.
+struct View {
+  int64_t columns, n_chunks, code_bytes, scale_bytes, chunk_bytes;
+  int bits;
+  bool symmetric, bf16_scales;
+};
+
+View view_of(const PanelWeight& w) {
+  return {w.chunk(),       w.n_chunks(), w.code_bytes(), w.scale_bytes(),
+          w.chunk_bytes(), w.bits,       w.symmetric,    w.bf16_scales};
+}
+
+// What a chunk's scales and zero points are for the rows of vector v.
+struct Grid {
+  vf scale, zero;
+};
+
+inline Grid grid_of(const View& w, const uint8_t* chunk, int v) {
+  const int r = v * L;
+  const uint8_t* scales = chunk + w.code_bytes;
+  Grid g;
+  g.scale = w.bf16_scales ? widen(scales + 2 * r) : load<vf>(scales + 4 * r);
+  g.zero = w.symmetric ? splat(static_cast<float>(1 << (w.bits - 1)))
+                       : to_float(V::bytes(scales + w.scale_bytes + r));
+  return g;
+}
+
+// Adds the scaled sums of one block to y (MB, 64), from vector v0 of its rows on.
+template <int MB, int NT>
+inline void add_scaled(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t at,
+                       const vi (&acc)[MB][NT], int v0, float* y) {
+  const float shift = w.bits == 8 ? kShift8 : 0.0f;
+#pragma GCC unroll 16
+  for (int v = 0; v < NT; ++v) {
+    const Grid g = grid_of(w, chunk, v0 + v);
+    const vf zero = g.zero - shift;
+#pragma GCC unroll 8
+    for (int m = 0; m < MB; ++m) {
+      float* to = y + m * kPanel + (v0 + v) * L;
+      const vf product = to_float(acc[m][v]) - zero * x.sums[at + m];
+      store(to, load<vf>(to) + product * (g.scale * x.scales[at + m]));
+    }
+  }
+}
+
+// int4 straight from memory.
+template <int MB>
+void block_int4(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t c,
+                int64_t m, float* y) {
+  constexpr int NT = tile_of(MB);
+  const int64_t columns = w.columns, at = c * x.M + m;
+  const int8_t* codes = x.codes + at * columns;
+  for (int v0 = 0; v0 < NV; v0 += NT) {
+    vi low[MB][NT] = {}, high[MB][NT] = {};
+    const uint8_t* from = chunk + v0 * L * 4;
+    for (int64_t k = 0; k < columns; k += 8, from += 4 * kPanel) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NT; ++v) {
+        const vi pair = load<vi>(from + v * L * 4);
+        if (L * 4 == 64 || v % (16 / L) == 0) __builtin_prefetch(from + v * L * 4 + kAhead);
+        const vi lower = pair & 0x0F0F0F0F;
+        const vi upper = reinterpret_cast<vi>(reinterpret_cast<vu>(pair) >> 4) & 0x0F0F0F0F;
+#pragma GCC unroll 8
+        for (int i = 0; i < MB; ++i) {
+          const int8_t* q = codes + i * columns + k;
+          low[i][v] = multiply<false>(low[i][v], lower, load<int32_t>(q));
+          vi& second = MB * NT * 2 <= V::kAccumulators ? high[i][v] : low[i][v];
+          second = multiply<false>(second, upper, load<int32_t>(q + 4));
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MB; ++i) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NT; ++v) low[i][v] += high[i][v];
+    }
+    add_scaled<MB, NT>(w, chunk, x, at, low, v0, y);
+  }
+}
+
+// Codes of one byte each: int8 from memory, or int4 from the buffer that `unpack` fills.
+template <int MB, bool full>
+void block_bytes(const View& w, const uint8_t* chunk, const uint8_t* bytes,
+                 const RoundedX& x, int64_t c, int64_t m, float* y) {
+  constexpr int NT = tile_of(MB);
+  const int64_t columns = w.columns, at = c * x.M + m;
+  const int8_t* codes = x.codes + at * columns;
+  for (int v0 = 0; v0 < NV; v0 += NT) {
+    vi acc[MB][NT] = {};
+    const uint8_t* from = bytes + v0 * L * 4;
+    for (int64_t k = 0; k < columns; k += 4, from += 4 * kPanel) {
+      vi rows[NT];
+#pragma GCC unroll 16
+      for (int v = 0; v < NT; ++v) {
+        rows[v] = load<vi>(from + v * L * 4);
+        if (full) rows[v] = signed_codes(rows[v]);
+        if (full && MB == 1) __builtin_prefetch(from + v * L * 4 + kAhead);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < MB; ++i) {
+        const int32_t q = load<int32_t>(codes + i * columns + k);
+#pragma GCC unroll 16
+        for (int v = 0; v < NT; ++v) acc[i][v] = multiply<full>(acc[i][v], rows[v], q);
+      }
+    }
+    add_scaled<MB, NT>(w, chunk, x, at, acc, v0, y);
+  }
+}
+
+void unpack(const uint8_t* chunk, int64_t columns, uint8_t* bytes) {
+  for (int64_t k = 0; k < columns; k += 8, chunk += 4 * kPanel, bytes += 8 * kPanel) {
+    for (int v = 0; v < NV; ++v) {
+      const vi pair = load<vi>(chunk + v * L * 4);
+      store(bytes + v * L * 4, pair & 0x0F0F0F0F);
+      store(bytes + 4 * kPanel + v * L * 4,
+            reinterpret_cast<vi>(reinterpret_cast<vu>(pair) >> 4) & 0x0F0F0F0F);
+    }
+  }
+}
+
+template <int MB>
+inline void block_int8(const View& w, const uint8_t* chunk, const uint8_t* bytes,
+                       const RoundedX& x, int64_t c, int64_t m, float* y) {
+  if (bytes == nullptr) {
+    block_int4<MB>(w, chunk, x, c, m, y);
+  } else if (w.bits == 4) {
+    block_bytes<MB, false>(w, chunk, bytes, x, c, m, y);
+  } else {
+    block_bytes<MB, true>(w, chunk, bytes, x, c, m, y);
+  }
+}
+
+// Calls block<rows>(...) for the rows m0 to m1 in blocks as even as can be.
+#define SOROQ_FOR_BLOCKS(m0, m1, most, block, ...)                                      \
+  do {                                                                                  \
+    const int64_t rows_ = (m1) - (m0), blocks_ = (rows_ + (most) - 1) / (most);         \
+    for (int64_t b_ = 0; b_ < blocks_; ++b_) {                                          \
+      const int64_t m = (m0) + rows_ * b_ / blocks_, n_ = (m0) + rows_ * (b_ + 1) / blocks_ - m; \
+      float* to = y + (m - (m0)) * kPanel;                                              \
+      switch (n_) {                                                                     \
+        case 1: block<1>(__VA_ARGS__); break;                                           \
+        case 2: block<2>(__VA_ARGS__); break;                                           \
+        case 3: block<3>(__VA_ARGS__); break;                                           \
+        case 4: block<4>(__VA_ARGS__); break;                                           \
+        case 5: block<5>(__VA_ARGS__); break;                                           \
+        default: block<6>(__VA_ARGS__); break;                                          \
+      }                                                                                 \
+    }                                                                                   \
+  } while (0)
+
+void panel_int8(const PanelWeight& weight, int64_t p, const RoundedX& x, int64_t m0, int64_t m1,
+                float* y, void* scratch) {
+  for (int64_t i = 0; i < (m1 - m0) * kPanel; ++i) y[i] = 0;
+  const View w = view_of(weight);
+  const uint8_t* chunk = weight.panel(p);
+  for (int64_t c = 0; c < w.n_chunks; ++c, chunk += w.chunk_bytes) {
+    const uint8_t* bytes = w.bits == 8 ? chunk : nullptr;
+    if (w.bits == 4 && m1 - m0 > V::kDirect) {
+      unpack(chunk, w.columns, static_cast<uint8_t*>(scratch));
+      bytes = static_cast<uint8_t*>(scratch);
+    }
+    SOROQ_FOR_BLOCKS(m0, m1, V::kRows, block_int8, w, chunk, bytes, x, c, m, to);
+  }
+}
+
+// Code j of the columns that share a vector: 8 for int4, 4 for int8, as float32.
+template <int bits>
+inline vf code_of(vu packed, int j) {
+  if (bits == 8) return to_float(reinterpret_cast<vi>((packed >> (8 * j)) & 255));
+  return to_float(reinterpret_cast<vi>((packed >> (j < 4 ? 8 * j : 8 * (j - 4) + 4)) & 15));
+}
+
+// Writes W of one chunk as float32 (chunk's columns, 64).
+template <int bits>
+void dequantize(const View& w, const uint8_t* chunk, float* out) {
+  constexpr int step = bits == 4 ? 8 : 4;
+  Grid grid[NV];
+  for (int v = 0; v < NV; ++v) grid[v] = grid_of(w, chunk, v);
+  for (int64_t k = 0; k < w.columns; k += step, chunk += 4 * kPanel, out += step * kPanel) {
+    for (int v = 0; v < NV; ++v) {
+      const vu packed = load<vu>(chunk + v * L * 4);
+#pragma GCC unroll 8
+      for (int j = 0; j < step; ++j) {
+        store(out + j * kPanel + v * L, (code_of<bits>(packed, j) - grid[v].zero) * grid[v].scale);
+      }
+    }
+  }
+}
+
+template <>
+void dequantize<16>(const View& w, const uint8_t* chunk, float* out) {
+  for (int64_t i = 0; i < w.columns * kPanel; i += L) store(out + i, widen(chunk + 2 * i));
+}
+
+// y (MB, 64) += x (MB, columns) times the buffer of `dequantize`.
+template <int MB>
+inline void block_dense(const float* dense, int64_t columns, const float* x, int64_t ldx,
+                        int64_t m, float* y) {
+  constexpr int NT = tile_of(MB);
+  x += m * ldx;
+  for (int v0 = 0; v0 < NV; v0 += NT) {
+    vf acc[MB][NT];
+    for (int i = 0; i < MB; ++i) {
+      for (int v = 0; v < NT; ++v) acc[i][v] = load<vf>(y + i * kPanel + (v0 + v) * L);
+    }
+    for (int64_t k = 0; k < columns; ++k) {
+      vf rows[NT];
+#pragma GCC unroll 16
+      for (int v = 0; v < NT; ++v) rows[v] = load<vf>(dense + k * kPanel + (v0 + v) * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < MB; ++i) {
+        const vf value = splat(x[i * ldx + k]);
+#pragma GCC unroll 16
+        for (int v = 0; v < NT; ++v) acc[i][v] += value * rows[v];
+      }
+    }
+    for (int i = 0; i < MB; ++i) {
+      for (int v = 0; v < NT; ++v) store(y + i * kPanel + (v0 + v) * L, acc[i][v]);
+    }
+  }
+}
+
+// A few tokens without a buffer: y (MB, 64) += x (MB, chunk's columns) W^T.
+template <int MB, int bits>
+void block_direct(const View& w, const uint8_t* chunk, const float* x, int64_t ldx, float* y) {
+  constexpr int NT = tile_of(MB) < 4 ? tile_of(MB) : 4;
+  constexpr int step = bits == 4 ? 8 : 4;
+  for (int v0 = 0; v0 < NV; v0 += NT) {
+    vf acc[MB][NT] = {};
+    float sum[MB] = {};
+    const uint8_t* from = chunk + v0 * L * 4;
+    for (int64_t k = 0; k < w.columns; k += step, from += 4 * kPanel) {
+      for (int i = 0; i < MB; ++i) {
+        for (int j = 0; j < step; ++j) sum[i] += x[i * ldx + k + j];
+      }
+#pragma GCC unroll 16
+      for (int v = 0; v < NT; ++v) {
+        const vu packed = load<vu>(from + v * L * 4);
+        __builtin_prefetch(from + v * L * 4 + kAhead);
+#pragma GCC unroll 8
+        for (int j = 0; j < step; ++j) {
+          const vf code = code_of<bits>(packed, j);
+#pragma GCC unroll 8
+          for (int i = 0; i < MB; ++i) acc[i][v] += code * x[i * ldx + k + j];
+        }
+      }
+    }
+    for (int v = 0; v < NT; ++v) {
+      const Grid g = grid_of(w, chunk, v0 + v);
+      for (int i = 0; i < MB; ++i) {
+        float* to = y + i * kPanel + (v0 + v) * L;
+        store(to, load<vf>(to) + (acc[i][v] - g.zero * sum[i]) * g.scale);
+      }
+    }
+  }
+}
+
+// The same for bfloat16.
+template <int MB>
+void block_direct_bf16(const View& w, const uint8_t* chunk, const float* x, int64_t ldx, float* y) {
+  constexpr int NT = tile_of(MB) < 4 ? tile_of(MB) : 4;
+  for (int v0 = 0; v0 < NV; v0 += NT) {
+    vf acc[MB][NT] = {};
+    const uint8_t* from = chunk + v0 * L * 2;
+    for (int64_t k = 0; k < w.columns; ++k, from += 2 * kPanel) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NT; ++v) {
+        if (v * L % 32 == 0) __builtin_prefetch(from + v * L * 2 + kAhead);
+        const vf row = widen(from + v * L * 2);
+#pragma GCC unroll 8
+        for (int i = 0; i < MB; ++i) acc[i][v] += row * x[i * ldx + k];
+      }
+    }
+    for (int v = 0; v < NT; ++v) {
+      for (int i = 0; i < MB; ++i) {
+        float* to = y + i * kPanel + (v0 + v) * L;
+        store(to, load<vf>(to) + acc[i][v]);
+      }
+    }
+  }
+}
+
+template <int MB>
+inline void block_exact(const View& w, const uint8_t* chunk, const float* dense, const float* x,
+                        int64_t ldx, int64_t m, float* y) {
+  if (dense) {
+    block_dense<MB>(dense, w.columns, x, ldx, m, y);
+  } else if (w.bits == 4) {
+    block_direct<MB, 4>(w, chunk, x + m * ldx, ldx, y);
+  } else if (w.bits == 8) {
+    block_direct<MB, 8>(w, chunk, x + m * ldx, ldx, y);
+  } else {
+    block_direct_bf16<MB>(w, chunk, x + m * ldx, ldx, y);
+  }
+}
+
+void panel_exact(const PanelWeight& weight, int64_t p, const float* x, int64_t ldx, int64_t m0,
+                 int64_t m1, float* y, void* scratch) {
+  for (int64_t i = 0; i < (m1 - m0) * kPanel; ++i) y[i] = 0;
+  const View w = view_of(weight);
+  const uint8_t* chunk = weight.panel(p);
+  float* dense = static_cast<float*>(scratch);
+  float* padded = dense + kMaxChunk * kPanel;  // x of a chunk whose columns are not all real
+  const bool direct = m1 - m0 <= kDirectExact;
+  for (int64_t c = 0; c < w.n_chunks; ++c, chunk += w.chunk_bytes) {
+    const float* from = x + weight.chunk_start(c);
+    int64_t stride = ldx;
+    const int64_t length = weight.chunk_length(c);
+    if (length < w.columns) {
+      for (int64_t m = m0; m < m1; ++m) {
+        float* row = padded + (m - m0) * kMaxChunk;
+        for (int64_t k = 0; k < w.columns; ++k) row[k] = k < length ? from[m * ldx + k] : 0.0f;
+      }
+      from = padded - m0 * kMaxChunk;
+      stride = kMaxChunk;
+    }
+    if (!direct && w.bits == 4) dequantize<4>(w, chunk, dense);
+    if (!direct && w.bits == 8) dequantize<8>(w, chunk, dense);
+    if (!direct && w.bits == 16) dequantize<16>(w, chunk, dense);
+    const float* rows = direct ? nullptr : dense;
+    SOROQ_FOR_BLOCKS(m0, m1, V::kRows, block_exact, w, chunk, rows, from, stride, m, to);
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
+  vf squares = {};
+  int64_t k = 0;
+  for (; k + L <= n; k += L) {
+    const vf v = load<vf>(x + k);
+    squares += v * v;
+  }
+  float sum = sum_of(squares);
+  for (; k < n; ++k) sum += x[k] * x[k];
+  const float inverse = 1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + eps);
+  for (k = 0; k + L <= n; k += L) {
+    const vf v = load<vf>(x + k) * inverse;
+    store(y + k, weight ? v * load<vf>(weight + k) : v);
+  }
+  for (; k < n; ++k) y[k] = x[k] * inverse * (weight ? weight[k] : 1.0f);
+}
+
+inline vf gate_of(vf g, bool gelu) {
+  // gelu(g) = g * sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3); silu(g) = g * sigmoid(g)
+  const vf u = gelu ? 1.5957691216057308f * (g + 0.044715f * g * g * g) : g;
+  return g / (1.0f + exp_of(-u));
+}
+
+void gated(const float* gate, const float* up, bool gelu, int64_t n, float* y) {
+  int64_t k = 0;
+  for (; k + L <= n; k += L) {
+    store(y + k, gate_of(load<vf>(gate + k), gelu) * load<vf>(up + k));
+  }
+  if (k < n) {
+    vf g = {};
+    for (int64_t i = k; i < n; ++i) g[i - k] = gate[i];
+    const vf a = gate_of(g, gelu);
+    for (int64_t i = k; i < n; ++i) y[i] = a[i - k] * up[i];
+  }
+}
+
+// scores (QB, n) = q keys^T * scale for keys t0 to t0 + n.
+template <int QB>
+inline void score(const float* q, int64_t ldq, const uint16_t* keys, int64_t n, int64_t D,
+                  float scale, float* scores) {
+  constexpr int TB = V::kAccumulators / QB < 4 ? V::kAccumulators / QB : 4;
+  int64_t t = 0;
+  for (; t + TB <= n; t += TB) {
+    vf acc[QB][TB] = {};
+    for (int64_t d = 0; d < D; d += L) {
+      vf k[TB];
+#pragma GCC unroll 4
+      for (int j = 0; j < TB; ++j) k[j] = widen(keys + (t + j) * D + d);
+#pragma GCC unroll 8
+      for (int i = 0; i < QB; ++i) {
+        const vf value = load<vf>(q + i * ldq + d);
+#pragma GCC unroll 4
+        for (int j = 0; j < TB; ++j) acc[i][j] += value * k[j];
+      }
+    }
+    for (int i = 0; i < QB; ++i) {
+      for (int j = 0; j < TB; ++j) scores[i * kAttendBlock + t + j] = sum_of(acc[i][j]) * scale;
+    }
+  }
+  for (; t < n; ++t) {
+    for (int i = 0; i < QB; ++i) {
+      vf acc = {};
+      for (int64_t d = 0; d < D; d += L) acc += load<vf>(q + i * ldq + d) * widen(keys + t * D + d);
+      scores[i * kAttendBlock + t] = sum_of(acc) * scale;
+    }
+  }
+}
+
+// out (QB, D) += p (QB, n) values.
+template <int QB>
+inline void mix(const float* p, const uint16_t* values, int64_t n, int64_t D, float* out) {
+  constexpr int DB = V::kAccumulators / QB < 4 ? V::kAccumulators / QB : 4;
+  for (int64_t d = 0; d < D; d += DB * L) {
+    const int64_t wide = (D - d) / L < DB ? (D - d) / L : DB;
+    if (wide == DB) {
+      vf acc[QB][DB];
+      for (int i = 0; i < QB; ++i) {
+        for (int j = 0; j < DB; ++j) acc[i][j] = load<vf>(out + i * D + d + j * L);
+      }
+      for (int64_t t = 0; t < n; ++t) {
+        vf row[DB];
+#pragma GCC unroll 4
+        for (int j = 0; j < DB; ++j) row[j] = widen(values + t * D + d + j * L);
+#pragma GCC unroll 8
+        for (int i = 0; i < QB; ++i) {
+#pragma GCC unroll 4
+          for (int j = 0; j < DB; ++j) acc[i][j] += p[i * kAttendBlock + t] * row[j];
+        }
+      }
+      for (int i = 0; i < QB; ++i) {
+        for (int j = 0; j < DB; ++j) store(out + i * D + d + j * L, acc[i][j]);
+      }
+      continue;
+    }
+    for (int64_t e = d; e < d + wide * L; e += L) {
+      for (int i = 0; i < QB; ++i) {
+        vf acc = load<vf>(out + i * D + e);
+        for (int64_t t = 0; t < n; ++t) acc += p[i * kAttendBlock + t] * widen(values + t * D + e);
+        store(out + i * D + e, acc);
+      }
+    }
+  }
+}
+
+// QB queries; the softmax is kept up to date block by block of keys, so no row of scores is whole.
+template <int QB>
+void attend_block(const float* q, int64_t ldq, const uint16_t* keys, const uint16_t* values,
+                  const int64_t* lo, const int64_t* hi, int64_t D, float scale, float* out,
+                  int64_t ldo, float* scratch) {
+  float* mixed = scratch;             // (QB, D)
+  float* scores = mixed + QB * D;     // (QB, kAttendBlock)
+  float top[QB], total[QB];
+  int64_t first = lo[0], last = hi[0];
+  for (int i = 0; i < QB; ++i) {
+    top[i] = -__builtin_inff();
+    total[i] = 0;
+    first = lo[i] < first ? lo[i] : first;
+    last = hi[i] > last ? hi[i] : last;
+  }
+  for (int64_t j = 0; j < QB * D; ++j) mixed[j] = 0;
+  for (int64_t t0 = first; t0 < last; t0 += kAttendBlock) {
+    const int64_t n = last - t0 < kAttendBlock ? last - t0 : kAttendBlock;
+    const int64_t padded = (n + L - 1) / L * L;
+    score<QB>(q, ldq, keys + t0 * D, n, D, scale, scores);
+    for (int i = 0; i < QB; ++i) {
+      float* row = scores + i * kAttendBlock;
+      for (int64_t t = 0; t < padded; ++t) {
+        if (t >= n || t0 + t < lo[i] || t0 + t >= hi[i]) row[t] = -__builtin_inff();
+      }
+      vf most = splat(top[i]);
+      for (int64_t t = 0; t < padded; t += L) most = max_of(load<vf>(row + t), most);
+      const float now = max_of(most);
+      if (now == -__builtin_inff()) {  // no key of this block is seen
+        for (int64_t t = 0; t < padded; ++t) row[t] = 0;
+        continue;
+      }
+      const vf shift = splat(now);
+      vf sum = {};
+      for (int64_t t = 0; t < padded; t += L) {
+        const vf e = exp_of(load<vf>(row + t) - shift);
+        store(row + t, e);
+        sum += e;
+      }
+      const float keep = top[i] == now ? 1.0f : exp_of(splat(top[i] - now))[0];
+      total[i] = total[i] * keep + sum_of(sum);
+      if (keep != 1.0f) {
+        for (int64_t d = 0; d < D; d += L) {
+          store(mixed + i * D + d, load<vf>(mixed + i * D + d) * keep);
+        }
+      }
+      top[i] = now;
+    }
+    mix<QB>(scores, values + t0 * D, n, D, mixed);
+  }
+  for (int i = 0; i < QB; ++i) {
+    const float inverse = 1.0f / total[i];
+    for (int64_t d = 0; d < D; d += L) {
+      store(out + i * ldo + d, load<vf>(mixed + i * D + d) * inverse);
+    }
+  }
+}
+
+void attend(const float* q, int64_t ldq, const uint16_t* keys, const uint16_t* values,
+            const int64_t* lo, const int64_t* hi, int64_t M, int64_t D, float scale, float* out,
+            int64_t ldo, float* scratch) {
+  int64_t m = 0;
+  for (; m + 4 <= M; m += 4) {
+    attend_block<4>(q + m * ldq, ldq, keys, values, lo + m, hi + m, D, scale, out + m * ldo, ldo,
+                    scratch);
+  }
+  for (; m < M; ++m) {
+    attend_block<1>(q + m * ldq, ldq, keys, values, lo + m, hi + m, D, scale, out + m * ldo, ldo,
+                    scratch);
+  }
+}
+
+uint64_t read_lines(const uint8_t* data, int64_t n) {
+  vi sums[4] = {};
+  for (int64_t i = 0; i < n; ++i, data += 64) {
+    __builtin_prefetch(data + kAhead);
+    for (int v = 0; v < 64 / (4 * L); ++v) sums[v % 4] ^= load<vi>(data + v * L * 4);
+  }
+  const vi all = sums[0] ^ sums[1] ^ sums[2] ^ sums[3];
+  uint64_t out = 0;
+  for (int i = 0; i < L; ++i) out += static_cast<uint32_t>(all[i]);
+  return out;
+}
+
+constexpr int kChains = V::kAccumulators < 12 ? V::kAccumulators : 12;
+
+// The asm makes the compiler believe that each sum is used and changed every time.
+int64_t peak_int8(int64_t rounds) {
+  vi acc[kChains] = {};
+  vi w = splat_i(0x01020304), x = splat_i(0x01010101);
+  asm volatile("" : SOROQ_ANY(w), SOROQ_ANY(x));
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kChains; ++i) {
+      acc[i] = V::dot(acc[i], w, x);
+      asm volatile("" : SOROQ_ANY(acc[i]));
+    }
+  }
+  return rounds * kChains * L * 8;
+}
+
+int64_t peak_fma(int64_t rounds) {
+  vf acc[kChains] = {};
+  vf w = splat(0.5f), x = splat(0.25f);
+  asm volatile("" : SOROQ_ANY(w), SOROQ_ANY(x));
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kChains; ++i) {
+      acc[i] += w * x;
+      asm volatile("" : SOROQ_ANY(acc[i]));
+    }
+  }
+  return rounds * kChains * L * 2;
+}
+
+constexpr Kernels kTable = {V::kName, round_row, panel_int8, panel_exact, rms_norm,
+                            gated,    attend,    read_lines, peak_int8,   peak_fma};

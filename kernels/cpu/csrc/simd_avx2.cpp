@@ -1,0 +1,55 @@
+// AVX2 and FMA (2013 and newer): 8 lanes; products of bytes go through 16 bits.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace soroq {
+namespace avx2 {
+
+struct V {
+  static constexpr const char* kName = "avx2";
+  static constexpr int L = 8;
+  static constexpr int kAccumulators = 8;
+  static constexpr int kRows = 4;
+  static constexpr int kDirect = 8;
+  static constexpr bool kSignedDot = false;
+  typedef int32_t vi __attribute__((vector_size(32)));
+
+  // w is at most 15: two products are within 2 * 15 * 127 and don't saturate 16 bits.
+  static inline __m256i pairs(vi w, vi x) {
+    return _mm256_maddubs_epi16(reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(x));
+  }
+  static inline vi dot(vi acc, vi w, vi x) {
+    return acc + reinterpret_cast<vi>(_mm256_madd_epi16(pairs(w, x), _mm256_set1_epi16(1)));
+  }
+  // 255 * 127 * 2 would saturate: the halves of w are multiplied apart.
+  static inline vi dot_full(vi acc, vi w, vi x) {
+    const vi upper = (w >> 4) & 0x0F0F0F0F;
+    acc = dot(acc, w & 0x0F0F0F0F, x);
+    return acc + reinterpret_cast<vi>(_mm256_madd_epi16(pairs(upper, x), _mm256_set1_epi16(16)));
+  }
+  typedef uint32_t vu __attribute__((vector_size(32)));
+  static inline vi bytes(const uint8_t* p) {
+    return reinterpret_cast<vi>(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline vu halves(const void* p) {
+    return reinterpret_cast<vu>(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline void store_bytes(int8_t* p, vi v) {
+    const __m256i words = _mm256_packs_epi32(reinterpret_cast<__m256i>(v), __m256i{});
+    const __m256i four = _mm256_packs_epi16(words, __m256i{});
+    const int32_t low = _mm256_extract_epi32(four, 0), high = _mm256_extract_epi32(four, 4);
+    __builtin_memcpy(p, &low, 4);
+    __builtin_memcpy(p + 4, &high, 4);
+  }
+};
+
+#include "kernels_impl.h"
+
+}  // namespace avx2
+
+extern const Kernels kAvx2 = avx2::kTable;
+
+}  // namespace soroq

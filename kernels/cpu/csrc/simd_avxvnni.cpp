@@ -1,0 +1,48 @@
+// AVX2 with AVX-VNNI (Alder Lake, Zen 5 and newer): 8 lanes.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace soroq {
+namespace avxvnni {
+
+struct V {
+  static constexpr const char* kName = "avxvnni";
+  static constexpr int L = 8;
+  static constexpr int kAccumulators = 8;
+  static constexpr int kRows = 4;
+  static constexpr int kDirect = 8;
+  static constexpr bool kSignedDot = false;
+  typedef int32_t vi __attribute__((vector_size(32)));
+
+  static inline vi dot(vi acc, vi w, vi x) {
+    return reinterpret_cast<vi>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc),
+                                                        reinterpret_cast<__m256i>(w),
+                                                        reinterpret_cast<__m256i>(x)));
+  }
+  static inline vi dot_full(vi acc, vi w, vi x) { return dot(acc, w, x); }
+  typedef uint32_t vu __attribute__((vector_size(32)));
+  static inline vi bytes(const uint8_t* p) {
+    return reinterpret_cast<vi>(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline vu halves(const void* p) {
+    return reinterpret_cast<vu>(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline void store_bytes(int8_t* p, vi v) {
+    const __m256i words = _mm256_packs_epi32(reinterpret_cast<__m256i>(v), __m256i{});
+    const __m256i four = _mm256_packs_epi16(words, __m256i{});
+    const int32_t low = _mm256_extract_epi32(four, 0), high = _mm256_extract_epi32(four, 4);
+    __builtin_memcpy(p, &low, 4);
+    __builtin_memcpy(p + 4, &high, 4);
+  }
+};
+
+#include "kernels_impl.h"
+
+}  // namespace avxvnni
+
+extern const Kernels kAvxVnni = avxvnni::kTable;
+
+}  // namespace soroq

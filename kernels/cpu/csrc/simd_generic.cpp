@@ -1,0 +1,43 @@
+// Plain C++ on vectors of four: any processor; the twin that the others are tested against.
+#include "kernels.h"
+
+namespace soroq {
+namespace generic {
+
+struct V {
+  static constexpr const char* kName = "generic";
+  static constexpr int L = 4;
+  static constexpr int kAccumulators = 8;
+  static constexpr int kRows = 4;
+  static constexpr int kDirect = 4;
+  static constexpr bool kSignedDot = false;
+  typedef int32_t vi __attribute__((vector_size(16)));
+
+  static vi dot_full(vi acc, vi w, vi x) {
+    for (int j = 0; j < 4; ++j) {
+      const vi code = (w >> (8 * j)) & 255;
+      const vi value = (x << (24 - 8 * j)) >> 24;
+      acc += code * value;
+    }
+    return acc;
+  }
+  static vi dot(vi acc, vi w, vi x) { return dot_full(acc, w, x); }
+  typedef uint32_t vu __attribute__((vector_size(16)));
+  static vi bytes(const uint8_t* p) { return vi{p[0], p[1], p[2], p[3]}; }
+  static vu halves(const void* p) {
+    uint16_t h[4];
+    __builtin_memcpy(h, p, 8);
+    return vu{h[0], h[1], h[2], h[3]};
+  }
+  static void store_bytes(int8_t* p, vi v) {
+    for (int i = 0; i < 4; ++i) p[i] = static_cast<int8_t>(v[i]);
+  }
+};
+
+#include "kernels_impl.h"
+
+}  // namespace generic
+
+extern const Kernels kGeneric = generic::kTable;
+
+}  // namespace soroq

@@ -1,0 +1,42 @@
+// 64-bit Arm with the dot product instructions (Cortex-A76, Apple M1 and newer): 4 lanes.
+#include <arm_neon.h>
+
+#include "kernels.h"
+
+namespace soroq {
+namespace neon {
+
+struct V {
+  static constexpr const char* kName = "neon";
+  static constexpr int L = 4;
+  static constexpr int kAccumulators = 16;
+  static constexpr int kRows = 4;
+  static constexpr int kDirect = 8;
+  static constexpr bool kSignedDot = true;
+  typedef int32_t vi __attribute__((vector_size(16)));
+
+  static inline vi dot(vi acc, vi w, vi x) {
+    return reinterpret_cast<vi>(vdotq_s32(reinterpret_cast<int32x4_t>(acc),
+                                          reinterpret_cast<int8x16_t>(w),
+                                          reinterpret_cast<int8x16_t>(x)));
+  }
+  static inline vi dot_full(vi acc, vi w, vi x) { return dot(acc, w, x); }
+  typedef uint32_t vu __attribute__((vector_size(16)));
+  static inline vi bytes(const uint8_t* p) { return vi{p[0], p[1], p[2], p[3]}; }
+  static inline vu halves(const void* p) {
+    return reinterpret_cast<vu>(vmovl_u16(vld1_u16(static_cast<const uint16_t*>(p))));
+  }
+  static inline void store_bytes(int8_t* p, vi v) {
+    const int16x4_t words = vmovn_s32(reinterpret_cast<int32x4_t>(v));
+    const int8x8_t four = vmovn_s16(vcombine_s16(words, words));
+    __builtin_memcpy(p, &four, 4);
+  }
+};
+
+#include "kernels_impl.h"
+
+}  // namespace neon
+
+extern const Kernels kNeon = neon::kTable;
+
+}  // namespace soroq

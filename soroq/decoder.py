@@ -1,0 +1,283 @@
+"""Decoder: a quantized checkpoint run whole by the C++ kernels, without transformers' forward.
+
+    decoder = soroq.decoder.load("gemma3-270m-int4")
+    logits = decoder.prefill(ids)                       # ids (n,): the last token's logits
+    for token in decoder.generate(ids, max_new_tokens=64):
+        ...
+
+Weights lie in panels (`soroq.kernels.panels`), keys and values in bfloat16, and a step is one call.
+What is in a block, its masks and its rotary tables are read off transformers' own modules. What
+isn't supported is one clear error; `soroq.load` runs those models.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from soroq.core.errors import CheckpointError
+from soroq.io.checkpoint import Checkpoint, open_checkpoint
+from soroq.kernels import panels
+from soroq.kernels.panels import PanelWeight
+from soroq.loading import StoredMatrix, StoredWeights
+from soroq.models.architecture import DecoderLayout
+from soroq.models.registry import find_layout
+from soroq.models.runner import DecoderRunner
+
+CONTEXT = 2048
+TOP_K = 64  # candidates of a sampled token: the most that a step hands back
+
+
+class Decoder:
+    """One sequence of tokens and the model that goes on with it.
+
+    prefill and decode append tokens; rewind forgets. Not for use from several threads at once.
+    """
+
+    def __init__(self, handle: Any, vocabulary: int, context: int, weight_bytes: int) -> None:
+        self._handle = handle
+        self.vocabulary = vocabulary
+        self.context = context
+        self.weight_bytes = weight_bytes
+
+    @property
+    def length(self) -> int:
+        """Tokens taken so far."""
+        return int(self._handle.length)
+
+    def rewind(self, n: int = 0) -> None:
+        """Forget all tokens behind the first n."""
+        self._handle.rewind(n)
+
+    def prefill(self, ids: torch.Tensor, *, all_logits: bool = False) -> torch.Tensor:
+        """Append ids int64 (n,); return logits float32, of the last token or (n, vocabulary) of all.
+
+        Raises ValueError when they don't fit the context or the vocabulary.
+        """
+        logits = torch.empty(len(ids) if all_logits else 1, self.vocabulary)
+        self._handle.step(ids.to(torch.int64).contiguous(), logits)
+        return logits if all_logits else logits[0]
+
+    def best(self, ids: torch.Tensor, k: int = 1) -> tuple[list[int], list[float]]:
+        """Append ids int64 (n,); return the k likeliest next tokens and their logits, best first."""
+        tokens, scores = self._handle.step(ids.to(torch.int64).contiguous(), None, k)
+        return tokens, scores
+
+    def generate(
+        self,
+        ids: torch.Tensor,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[int] = (),
+    ) -> Iterator[int]:
+        """Append ids (n,), then yield tokens one by one until one of `stop`, which isn't yielded.
+
+        temperature 0: the likeliest; otherwise drawn from the TOP_K likeliest.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        k = 1 if temperature == 0 else min(TOP_K, self.vocabulary)
+        step = ids
+        for _ in range(min(max_new_tokens, self.context - self.length - len(ids) + 1)):
+            tokens, scores = self.best(step, k)
+            token = tokens[0]
+            if k > 1:
+                weights = (torch.tensor(scores) / temperature).softmax(0)
+                token = tokens[int(torch.multinomial(weights, 1, generator=generator))]
+            if token in stop:
+                return
+            yield token
+            step = torch.tensor([token])
+
+
+def load(
+    source: str | Path, *, context: int = CONTEXT, precision: str = "int8"
+) -> Decoder:
+    """Return a Decoder for the checkpoint in `source` with room for `context` tokens.
+
+    precision: "int8" rounds activations to int8 for each product, "exact" doesn't. Raises
+    CheckpointError when the model needs something that the C++ decoder doesn't have.
+    """
+    if not panels.is_built():
+        raise CheckpointError("soroq._cpu is not built; pip install . compiles it")
+    if precision not in ("int8", "exact"):
+        raise CheckpointError(f"precision {precision!r} is not int8 or exact")
+    checkpoint = open_checkpoint(source)
+    layout = find_layout(checkpoint.config, set(checkpoint.names()))
+    runner = DecoderRunner(layout)
+    _refuse_unknown(checkpoint, runner)
+    return _Builder(checkpoint, layout, runner).build(context, precision)
+
+
+def objection(source: str | Path) -> str:
+    """Return why `load` can't run a checkpoint, '' if it can."""
+    if not panels.is_built():
+        return "soroq._cpu is not built"
+    try:
+        checkpoint = open_checkpoint(source)
+        layout = find_layout(checkpoint.config, set(checkpoint.names()))
+        _refuse_unknown(checkpoint, DecoderRunner(layout))
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _refuse_unknown(checkpoint: Checkpoint, runner: DecoderRunner) -> None:
+    config = runner.model.config
+    block = runner.model.model.layers[0]
+    attention = block.self_attn
+    reasons = []
+    if getattr(config, "final_logit_softcapping", None) or getattr(
+        config, "attn_logit_softcapping", None
+    ):
+        reasons.append("logits are capped")
+    if getattr(config, "use_bidirectional_attention", None):
+        reasons.append("attention looks ahead")
+    if any(
+        getattr(linear, "bias", None) is not None
+        for linear in (attention.o_proj, block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)
+    ):
+        reasons.append("o_proj or the MLP has biases")
+    if runner.layout.head_dim % 16:
+        reasons.append(f"head_dim {runner.layout.head_dim} is no multiple of 16")
+    if _activation(block.mlp.act_fn) is None:
+        reasons.append("the MLP's activation is neither GELU (tanh) nor SiLU")
+    if any(name.endswith("weight_scale_inv") for name in checkpoint.names()) or any(
+        checkpoint.info(name).dtype == torch.float8_e4m3fn
+        for name in checkpoint.names()
+        if name.endswith("q_proj.weight")
+    ):
+        reasons.append("float8 weights have no CPU kernels")
+    if reasons:
+        raise CheckpointError(
+            f"{checkpoint.path}: the C++ decoder can't run this: {', '.join(reasons)}; "
+            "use soroq.load"
+        )
+
+
+def _activation(function: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
+    """Tell an activation by its values: it has many names."""
+    x = torch.linspace(-4, 4, 33)
+    y = function(x)
+    if torch.equal(y, torch.nn.functional.gelu(x, approximate="tanh")):
+        return "gelu"
+    return "silu" if torch.equal(y, torch.nn.functional.silu(x)) else None
+
+
+class _Builder:
+    """Turns a checkpoint's tensors into panels, one matrix in memory at a time."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, layout: DecoderLayout, runner: DecoderRunner
+    ) -> None:
+        self._checkpoint, self._layout, self._runner = checkpoint, layout, runner
+        self._names = set(checkpoint.names())
+        self._weights = StoredWeights(checkpoint)
+        self._bytes = 0
+
+    def build(self, context: int, precision: str) -> Decoder:
+        from soroq import _cpu
+
+        model = self._runner.model
+        config = model.config
+        first = model.model.layers[0]
+        tables, blocks = self._rotary(context)
+        vocabulary = int(config.vocab_size)
+        facts = {
+            "hidden": int(config.hidden_size),
+            "heads": int(config.num_attention_heads),
+            "kv_heads": int(config.num_key_value_heads),
+            "head_dim": self._layout.head_dim,
+            "ffn": int(config.intermediate_size),
+            "vocabulary": vocabulary,
+            "context": context,
+            "eps": float(config.rms_norm_eps),
+            "embed_scale": float(getattr(model.model.embed_tokens, "embed_scale", 1.0)),
+            "attention_scale": float(first.self_attn.scaling),
+            "gelu": _activation(first.mlp.act_fn) == "gelu",
+            "int8": precision == "int8",
+        }
+        embedding = self._panels(self._layout.embedding.removesuffix(".weight"))
+        prefix = self._layout.prefix
+        untied = f"{prefix.removesuffix('model.')}lm_head"
+        tied = f"{untied}.weight" not in self._names and f"{untied}.weight_packed" not in self._names
+        head = embedding if tied else self._panels(untied)
+        handle = _cpu.Decoder(
+            facts,
+            [self._block(index, blocks[index]) for index in range(self._layout.n_blocks)],
+            tables,
+            self._norm(f"{prefix}norm"),
+            embedding.handle,
+            head.handle,
+        )
+        return Decoder(handle, vocabulary, context, self._bytes)
+
+    def _rotary(self, context: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[int]]:
+        """Return the different tables (context, head_dim / 2) and which one each block uses."""
+        half = self._layout.head_dim // 2
+        tables: list[tuple[torch.Tensor, torch.Tensor]] = []
+        which: list[int] = []
+        for cosines, sines in self._runner.rotary_tables(context):
+            if cosines.shape[1] != 2 * half or not torch.equal(cosines[:, :half], cosines[:, half:]):
+                raise CheckpointError(
+                    f"{self._checkpoint.path}: the C++ decoder can't run this: rotary embeddings "
+                    "that don't turn whole heads in halves; use soroq.load"
+                )
+            pair = (cosines[:, :half].contiguous(), sines[:, :half].contiguous())
+            for index, known in enumerate(tables):
+                if torch.equal(known[0], pair[0]) and torch.equal(known[1], pair[1]):
+                    which.append(index)
+                    break
+            else:
+                which.append(len(tables))
+                tables.append(pair)
+        return tables, which
+
+    def _block(self, index: int, rotary: int) -> dict[str, Any]:
+        name = self._layout.block(index)
+        attention = self._runner.model.model.layers[index].self_attn
+        config = self._runner.model.config
+        window = getattr(attention, "sliding_window", None)
+        if not hasattr(attention, "sliding_window") and config.model_type == "mistral":
+            window = getattr(config, "sliding_window", None)
+        parts: dict[str, Any] = {"window": int(window or 0), "rotary": rotary}
+        for part in ("q", "k", "v", "o"):
+            module = f"{name}.self_attn.{part}_proj"
+            parts[part] = self._panels(module).handle
+            if f"{module}.bias" in self._names:
+                parts[f"{part}_bias"] = self._checkpoint.load(f"{module}.bias", dtype=torch.float32)
+        gate, up = (self._weights.open(f"{name}.mlp.{part}_proj") for part in ("gate", "up"))
+        parts["gate_up"] = self._keep(_pair(f"{name}.mlp", gate, up)).handle
+        parts["down"] = self._panels(f"{name}.mlp.down_proj").handle
+        gemma = f"{name}.pre_feedforward_layernorm.weight" in self._names
+        norms = {"input_norm": "input_layernorm"}
+        if gemma:
+            norms["after_attention_norm"] = "post_attention_layernorm"
+            norms["before_ffn_norm"] = "pre_feedforward_layernorm"
+            norms["after_ffn_norm"] = "post_feedforward_layernorm"
+        else:
+            norms["before_ffn_norm"] = "post_attention_layernorm"
+        for part in ("q_norm", "k_norm"):
+            if f"{name}.self_attn.{part}.weight" in self._names:
+                norms[part] = f"self_attn.{part}"
+        return parts | {key: self._norm(f"{name}.{path}") for key, path in norms.items()}
+
+    def _norm(self, module: str) -> torch.Tensor:
+        weight = self._checkpoint.load(f"{module}.weight", dtype=torch.float32)
+        return weight + self._layout.architecture.norm_offset
+
+    def _panels(self, module: str) -> PanelWeight:
+        return self._keep(panels.pack(self._weights.open(module)))
+
+    def _keep(self, weight: PanelWeight) -> PanelWeight:
+        self._bytes += weight.nbytes
+        return weight
+
+
+def _pair(module: str, gate: StoredMatrix, up: StoredMatrix) -> PanelWeight:
+    try:
+        return panels.pack_pair(gate, up)
+    except ValueError as error:
+        raise CheckpointError(f"{module}: {error}; use soroq.load") from error
