@@ -176,7 +176,7 @@ def _choose_tiled(op: str, M: int, weight: TiledWeight, dtype: torch.dtype, grad
     return kernel
 
 
-PRECISIONS = ("exact", "int8")
+PRECISIONS = ("exact", "int8", "int16")
 
 
 def matmul_panels(
@@ -189,8 +189,8 @@ def matmul_panels(
 ) -> torch.Tensor:
     """Return y (…, N) = x (…, K) · Wᵀ + bias + residual for W in panels, in x's dtype.
 
-    precision: "exact" multiplies x as it is; "int8" rounds it to int8 for each token and chunk of
-    at most 128 columns. bias (N,); residual (…, N).
+    precision: "exact" multiplies x as it is; "int8" and "int16" round it to 8 or 15 bits for each
+    token and chunk of at most 128 columns. bias (N,); residual (…, N).
     """
     flat = _flatten_for_panels("matmul_panels", x, weight, precision)
     kernel = _choose_panels("matmul_panels", flat, weight)
@@ -232,7 +232,7 @@ def _flatten_for_panels(
     op: str, x: torch.Tensor, weight: PanelWeight, precision: str
 ) -> torch.Tensor:
     if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision {precision!r} is not exact or int8")
+        raise ValueError(f"{op}: precision {precision!r} is not exact, int8 or int16")
     if x.shape[-1] != weight.K or not x.is_floating_point():
         raise TypeError(
             f"{op}: x is {x.dtype} {tuple(x.shape)}, the weight needs floating (…, {weight.K})"

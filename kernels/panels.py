@@ -120,9 +120,7 @@ class _Quantized:
     def scale_dtype(self) -> torch.dtype:
         return self.weight.scales.dtype
 
-    def rows(
-        self, start: int, stop: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         part = slice(start, stop)
         zeros = None if self.weight.zeros is None else self.weight.zeros[part]
         words = pack_rows(self.weight.codes[part], self.weight.args.bits)

@@ -26,7 +26,14 @@ from soroq.models.registry import find_layout
 from soroq.models.runner import DecoderRunner
 
 CONTEXT = 2048
+# name → precision of products with many tokens, and of those with one or two and of the head
+PRECISIONS = {
+    "int8": ("int8", "int16"),
+    "int16": ("int16", "int16"),
+    "exact": ("exact", "exact"),
+}
 TOP_K = 64  # candidates of a sampled token: the most that a step hands back
+DEFAULT_PRECISION = "int16"
 
 
 class Decoder:
@@ -93,7 +100,7 @@ class Decoder:
 
 
 def load(
-    source: str | Path, *, context: int = CONTEXT, precision: str = "int8"
+    source: str | Path, *, context: int = CONTEXT, precision: str = DEFAULT_PRECISION
 ) -> Decoder:
     """Return a Decoder for the checkpoint in `source` with room for `context` tokens.
 
@@ -102,13 +109,22 @@ def load(
     """
     if not panels.is_built():
         raise CheckpointError("soroq._cpu is not built; pip install . compiles it")
-    if precision not in ("int8", "exact"):
-        raise CheckpointError(f"precision {precision!r} is not int8 or exact")
+    if precision not in PRECISIONS:
+        raise CheckpointError(f"precision {precision!r} is not {', '.join(PRECISIONS)}")
     checkpoint = open_checkpoint(source)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     runner = DecoderRunner(layout)
     _refuse_unknown(checkpoint, runner)
     return _Builder(checkpoint, layout, runner).build(context, precision)
+
+
+def isa() -> str:
+    """Return the name of the instruction set that the kernels use here, 'none' if not built."""
+    if not panels.is_built():
+        return "none"
+    from soroq import _cpu
+
+    return str(_cpu.isa())
 
 
 def objection(source: str | Path) -> str:
@@ -137,7 +153,12 @@ def _refuse_unknown(checkpoint: Checkpoint, runner: DecoderRunner) -> None:
         reasons.append("attention looks ahead")
     if any(
         getattr(linear, "bias", None) is not None
-        for linear in (attention.o_proj, block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)
+        for linear in (
+            attention.o_proj,
+            block.mlp.gate_proj,
+            block.mlp.up_proj,
+            block.mlp.down_proj,
+        )
     ):
         reasons.append("o_proj or the MLP has biases")
     if runner.layout.head_dim % 16:
@@ -197,12 +218,15 @@ class _Builder:
             "embed_scale": float(getattr(model.model.embed_tokens, "embed_scale", 1.0)),
             "attention_scale": float(first.self_attn.scaling),
             "gelu": _activation(first.mlp.act_fn) == "gelu",
-            "int8": precision == "int8",
+            "precision": PRECISIONS[precision][0],
+            "few_precision": PRECISIONS[precision][1],
         }
         embedding = self._panels(self._layout.embedding.removesuffix(".weight"))
         prefix = self._layout.prefix
         untied = f"{prefix.removesuffix('model.')}lm_head"
-        tied = f"{untied}.weight" not in self._names and f"{untied}.weight_packed" not in self._names
+        tied = (
+            f"{untied}.weight" not in self._names and f"{untied}.weight_packed" not in self._names
+        )
         head = embedding if tied else self._panels(untied)
         handle = _cpu.Decoder(
             facts,
@@ -220,7 +244,9 @@ class _Builder:
         tables: list[tuple[torch.Tensor, torch.Tensor]] = []
         which: list[int] = []
         for cosines, sines in self._runner.rotary_tables(context):
-            if cosines.shape[1] != 2 * half or not torch.equal(cosines[:, :half], cosines[:, half:]):
+            if cosines.shape[1] != 2 * half or not torch.equal(
+                cosines[:, :half], cosines[:, half:]
+            ):
                 raise CheckpointError(
                     f"{self._checkpoint.path}: the C++ decoder can't run this: rotary embeddings "
                     "that don't turn whole heads in halves; use soroq.load"

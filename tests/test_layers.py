@@ -11,7 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = ("kernels", "calib", "bench", "train")
 
 _MAIN_JOB = {"core", "calib", "methods", "models", "nn", "io"}
-_ALL_BELOW_BENCH = _MAIN_JOB | {"kernels", "_cpu", "pipeline", "manifest", "export", "loading"}
+_ALL_BELOW_BENCH = _MAIN_JOB | {
+    "kernels",
+    "_cpu",
+    "pipeline",
+    "manifest",
+    "export",
+    "loading",
+    "decoder",
+}
 
 # Part of soroq → the parts it may import besides itself. A part is soroq.<name>.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -23,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {"core", "kernels"},
     "io": {"core", "nn"},
     "loading": {"core", "models", "nn", "io"},
+    "decoder": {"core", "kernels", "models", "io", "loading", "_cpu"},
     "manifest": _MAIN_JOB,
     "pipeline": _MAIN_JOB | {"manifest"},
     "export": {"core", "models", "nn", "io"},

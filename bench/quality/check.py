@@ -226,7 +226,7 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
         noise=noise,
         findings=findings,
         verdict=verdict_of(findings) if gate else "",
-        layers=_layers(request.quant),
+        layers=_layers(sources[1].path),
         settings=_settings(request, base, quant, sets, level)
         | sources[0].versions
         | sources[1].versions,

@@ -1,7 +1,7 @@
 """A model that can be checked: log-probabilities in slices, on the CPU, whatever it is stored as.
 
-`find_source` takes what `soroq.load` takes, and ONNX models (bench/quality/onnx_model.py). It
-answers everything the checker asks of a model on disk: size, key, tokenizer, and the model itself.
+`find_source` takes what `soroq.load` takes, ONNX models (bench/quality/onnx_model.py) and checkpoints
+on the C++ kernels (bench/quality/decoder_model.py). It answers everything the checker asks of a model on disk: size, key, tokenizer, and the model itself.
 A model hands out log-probabilities CHUNK positions at a time: whole logits of a window would be
 0.5 GB at a vocabulary of 262,144.
 """
@@ -144,6 +144,7 @@ class Source(ABC):
     """
 
     name: str
+    path: str  # the name without a runtime in front of it
     config: dict[str, Any]
     is_torch: bool
     versions: dict[str, str]
@@ -180,7 +181,7 @@ class CheckpointSource(Source):
     is_torch = True
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = self.path = name
         self._checkpoint = open_checkpoint(name)
         self.config, self.versions = self._checkpoint.config, {}
 
@@ -199,7 +200,7 @@ class CheckpointSource(Source):
     def tokenizer(self) -> Any:
         from soroq.loading import load_tokenizer
 
-        return share_tokenizer(Path(self._checkpoint.path), lambda: load_tokenizer(self.name))
+        return share_tokenizer(Path(self._checkpoint.path), lambda: load_tokenizer(self.path))
 
     def key(self, dtype: torch.dtype, attention: str) -> str:
         # versions are part of it: another soroq or torch may compute other last digits
@@ -240,8 +241,11 @@ def find_source(source: str) -> Source:
 
     Raises CheckError or CheckpointError when it is nothing that can be checked.
     """
+    from soroq.bench.quality.decoder_model import DecoderSource, split_runtime
     from soroq.bench.quality.onnx_model import OnnxSource, find_onnx
 
+    if split_runtime(source)[0]:
+        return DecoderSource(source)
     file = find_onnx(source)
     return CheckpointSource(source) if file is None else OnnxSource(source, file)
 

@@ -75,7 +75,8 @@ class OnnxSource(Source):
 
         if not file.is_file():
             raise CheckError(f"{file} does not exist")
-        self.name, self._file = name, file.absolute()
+        self.name = self.path = name
+        self._file = file.absolute()
         self.versions = {"onnxruntime": str(onnxruntime.__version__)}
         self._folder = self._find_folder()
         self.config = read_json(self._folder / "config.json")

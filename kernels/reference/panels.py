@@ -40,26 +40,29 @@ def gather_panels(ids: torch.Tensor, weight: PanelWeight, dtype: torch.dtype) ->
     return _dense(weight)[ids].to(dtype)
 
 
-def round_activations_int8(x: torch.Tensor, weight: PanelWeight) -> torch.Tensor:
-    """Return x (M, K) rounded to int8 and back, float32, as the "int8" precision does it.
+STEPS = {"int8": 127.0, "int16": 127.0 * 128.0}  # to the largest value of a chunk
 
-    For each token and chunk: step = max|x| / 127, codes half to even. A chunk with a value that is
+
+def round_activations(x: torch.Tensor, weight: PanelWeight, precision: str) -> torch.Tensor:
+    """Return x (M, K) rounded to integers and back, float32, as a precision does it.
+
+    For each token and chunk: step = max|x| / STEPS, codes half to even. A chunk with a value that is
     not finite becomes NaN.
     """
     parts = []
     for start, stop in weight.chunks():
         part = x[:, start:stop].float()
         top = part.abs().amax(1, keepdim=True)
-        step = torch.where(top > 1e-30, top / 127, torch.zeros_like(top))
-        codes = torch.where(top > 1e-30, part * (127 / top), torch.zeros_like(part)).round()
+        step = torch.where(top > 1e-30, top / STEPS[precision], torch.zeros_like(top))
+        codes = torch.where(top > 1e-30, part * (STEPS[precision] / top), 0.0).round()
         bad = ~torch.isfinite(part).all(1, keepdim=True)
         parts.append(torch.where(bad, torch.nan, codes * step))
     return torch.cat(parts, 1)
 
 
 def _multiply(x: torch.Tensor, weight: PanelWeight, precision: str) -> torch.Tensor:
-    rounds = precision == "int8" and weight.bits != 16
-    x32 = round_activations_int8(x, weight) if rounds else x.float()
+    rounds = precision != "exact" and weight.bits != 16
+    x32 = round_activations(x, weight, precision) if rounds else x.float()
     return x32 @ _dense(weight).t()
 
 

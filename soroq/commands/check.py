@@ -9,6 +9,7 @@ from typing import Any
 
 from soroq import console
 from soroq.bench.quality.check import CheckRequest, Report, check
+from soroq.bench.quality.decoder_model import split_runtime
 from soroq.bench.quality.gate import EXIT_CODES
 from soroq.bench.quality.report import card_section, markdown, write_card
 from soroq.core.errors import CheckError
@@ -39,8 +40,9 @@ def parse_files(given: Sequence[str], option: str) -> dict[str, Path]:
 
 def run_check(request: CheckRequest, outputs: Outputs) -> int:
     """Check, print, write; return the exit code."""
-    if outputs.card and not (Path(request.quant) / "README.md").is_file():
-        raise CheckError(f"{request.quant} has no README.md to write the results to")
+    directory = Path(split_runtime(request.quant)[1])
+    if outputs.card and not (directory / "README.md").is_file():
+        raise CheckError(f"{directory} has no README.md to write the results to")
     try:
         with console.check_progress() as listen:
             report = check(request, listen)
@@ -60,7 +62,7 @@ def run_check(request: CheckRequest, outputs: Outputs) -> int:
 
         atomic_write(outputs.html, page([report.to_json()]).encode())
     if outputs.card:
-        write_card(Path(request.quant), card_section(report))
+        write_card(directory, card_section(report))
     if outputs.json_out:
         print(document)
     else:

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "panels.h"
+#include "matmul.h"
 
 namespace soroq {
 
@@ -25,6 +25,13 @@ void check_shape(const Array& a, const char* name, int64_t rows, int64_t columns
   throw std::invalid_argument(std::string(name) + " is (" + std::to_string(have_rows) + ", " +
                               std::to_string(have_columns) + "), must be (" +
                               std::to_string(rows) + ", " + std::to_string(columns) + ")");
+}
+
+inline Precision precision_of(const std::string& name) {
+  if (name == "exact") return Precision::exact;
+  if (name == "int8") return Precision::int8;
+  if (name == "int16") return Precision::int16;
+  throw std::invalid_argument("precision is exact, int8 or int16, not " + name);
 }
 
 // A weight in panels on memory that a torch tensor or a numpy array owns.

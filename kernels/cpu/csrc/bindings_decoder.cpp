@@ -47,7 +47,8 @@ class PyDecoder {
     c.embed_scale = real("embed_scale");
     c.attention_scale = real("attention_scale");
     c.gelu = nb::cast<bool>(facts["gelu"]);
-    c.precision = nb::cast<bool>(facts["int8"]) ? Precision::int8 : Precision::exact;
+    c.precision = precision_of(nb::cast<std::string>(facts["precision"]));
+    c.few_precision = precision_of(nb::cast<std::string>(facts["few_precision"]));
     if (c.head_dim % 16 != 0 || c.kv_heads < 1 || c.heads % c.kv_heads != 0 || c.context < 1) {
       throw std::invalid_argument("head_dim must be a multiple of 16, heads of kv_heads");
     }

@@ -166,10 +166,11 @@ void gather(const Panels& panels,
 }
 
 void matmul_panels(const Panels& panels, const Matrix<const float>& x, const Matrix<float>& y,
-                   bool int8, const std::optional<Vector>& bias,
+                   const std::string& precision, const std::optional<Vector>& bias,
                    const std::optional<Matrix<const float>>& residual, const std::string& gate,
                    int64_t gated_rows) {
   const PanelWeight& w = panels.weight();
+  const Precision how = precision_of(precision);
   const int64_t M = x.shape(0);
   Finish finish{y.data(), static_cast<int64_t>(y.shape(1))};
   int64_t columns = w.N;
@@ -192,7 +193,7 @@ void matmul_panels(const Panels& panels, const Matrix<const float>& x, const Mat
     finish.residual = residual->data();
   }
   nb::gil_scoped_release release;
-  matmul(w, int8 ? Precision::int8 : Precision::exact, x.data(), w.K, M, finish);
+  matmul(w, how, x.data(), w.K, M, finish);
 }
 
 }  // namespace
@@ -210,7 +211,7 @@ void bind_panels(nb::module_& m) {
   m.def("allocate", &allocate, "n"_a);
   m.def("unpack_panels", &unpack, "panels"_a, "first"_a, "codes"_a, "scales"_a, "zeros"_a.none());
   m.def("gather_panels", &gather, "panels"_a, "ids"_a, "rows"_a);
-  m.def("matmul_panels", &matmul_panels, "panels"_a, "x"_a, "y"_a, nb::kw_only(), "int8"_a,
+  m.def("matmul_panels", &matmul_panels, "panels"_a, "x"_a, "y"_a, nb::kw_only(), "precision"_a,
         "bias"_a.none() = nb::none(), "residual"_a.none() = nb::none(), "gate"_a = "",
         "gated_rows"_a = 0);
   m.def("num_threads", &num_threads);

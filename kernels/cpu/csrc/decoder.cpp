@@ -88,10 +88,10 @@ void Decoder::step(const int64_t* ids, int64_t n, float* logits, bool all, int64
   int64_t room = 0;  // for the largest rounded input of any product
   for (const DecoderBlock& b : blocks_) {
     for (const PanelWeight* w : {&b.q, &b.k, &b.v, &b.o, &b.gate_up, &b.down}) {
-      room = std::max(room, rounded_bytes(*w, rows));
+      room = std::max(room, rounded_bytes(*w, rows, Precision::int16));
     }
   }
-  s.rounded.get(std::max(room, rounded_bytes(head_, rows)));
+  s.rounded.get(std::max(room, rounded_bytes(head_, rows, Precision::int16)));
   s.best.resize(num_threads());
   for (int64_t done = 0; done < n;) {
     const int64_t M = std::min(kMaxRows, n - done);
@@ -111,11 +111,6 @@ void Decoder::step(const int64_t* ids, int64_t n, float* logits, bool all, int64
       scores[i] = merged[i].score;
     }
   }
-}
-
-void Decoder::project(const Member& me, const PanelWeight& w, const RoundedX& rounded,
-                      const float* x, int64_t M, const Finish& finish) const {
-  multiply(me, w, config_.precision, rounded, x, w.K, M, finish);
 }
 
 // Norm and rotation of one head's values at a position; `to` may not be `from`.
@@ -196,11 +191,12 @@ void Decoder::run_rows(const Member& me, const int64_t* ids, int64_t M, float* l
   const auto wait = [&] {
     if (!own) me.barrier();
   };
+  Precision precision = M <= DecoderConfig::kFew ? config_.few_precision : config_.precision;
   const auto round = [&](const PanelWeight& w, const float* from) {
     RoundedX out = {};
-    if (!rounds(w, config_.precision)) return out;
-    const int64_t bytes = rounded_bytes(w, M);
-    out = rounded_in(w, M, own ? local.rounded.get(bytes) : s.rounded.get(bytes));
+    if (!rounds(w, precision)) return out;
+    const int64_t bytes = rounded_bytes(w, M, precision);
+    out = rounded_in(w, M, precision, own ? local.rounded.get(bytes) : s.rounded.get(bytes));
     for (int64_t m = m0; m < m1; ++m) simd.round_row(w, from + m * w.K, m, out);
     return out;
   };
@@ -238,7 +234,7 @@ void Decoder::run_rows(const Member& me, const int64_t* ids, int64_t M, float* l
         rounded = round(*parts[i], h);
         wait();
       }
-      project(me, *parts[i], rounded, h, M, Finish{to, width, or_null(*biases[i])});
+      multiply(me, *parts[i], precision, rounded, h, parts[i]->K, M, Finish{to, width, or_null(*biases[i])});
       to += parts[i]->N;
     }
     me.barrier();
@@ -248,7 +244,7 @@ void Decoder::run_rows(const Member& me, const int64_t* ids, int64_t M, float* l
     me.barrier();
     rounded = round(b.o, s.attended.data());
     wait();
-    project(me, b.o, rounded, s.attended.data(), M, Finish{s.y.data(), H});
+    multiply(me, b.o, precision, rounded, s.attended.data(), b.o.K, M, Finish{s.y.data(), H});
     me.barrier();
     add_y(b.after_attention_norm);
     normalize(b.before_ffn_norm);
@@ -257,19 +253,20 @@ void Decoder::run_rows(const Member& me, const int64_t* ids, int64_t M, float* l
     Finish gated{s.ffn.data(), config_.ffn};
     gated.gate = config_.gelu ? Finish::gelu : Finish::silu;
     gated.gated_rows = config_.ffn;
-    project(me, b.gate_up, rounded, h, M, gated);
+    multiply(me, b.gate_up, precision, rounded, h, b.gate_up.K, M, gated);
     me.barrier();
     rounded = round(b.down, s.ffn.data());
     wait();
-    project(me, b.down, rounded, s.ffn.data(), M, Finish{s.y.data(), H});
+    multiply(me, b.down, precision, rounded, s.ffn.data(), b.down.K, M, Finish{s.y.data(), H});
     me.barrier();
     add_y(b.after_ffn_norm);
   }
+  precision = config_.few_precision;
   if (logits) {
     normalize(final_norm_);
     const RoundedX rounded = round(head_, h);
     wait();
-    project(me, head_, rounded, h, M, Finish{logits, config_.vocabulary});
+    multiply(me, head_, precision, rounded, h, head_.K, M, Finish{logits, config_.vocabulary});
     me.barrier();
   }
   if (!behind) return;
@@ -278,11 +275,11 @@ void Decoder::run_rows(const Member& me, const int64_t* ids, int64_t M, float* l
   float* row = local.h.take<float>((own ? M : 1) * H) + (own ? (M - 1) * H : 0);
   simd.rms_norm(x + (M - 1) * H, or_null(final_norm_), config_.eps, H, row);
   RoundedX rounded = {};
-  if (rounds(head_, config_.precision)) {
-    rounded = rounded_in(head_, 1, local.rounded.get(rounded_bytes(head_, 1)));
+  if (rounds(head_, precision)) {
+    rounded = rounded_in(head_, 1, precision, local.rounded.get(rounded_bytes(head_, 1, precision)));
     simd.round_row(head_, row, 0, rounded);
   }
-  project(me, head_, rounded, row, 1, Finish{s.logits.data(), config_.vocabulary});
+  multiply(me, head_, precision, rounded, row, head_.K, 1, Finish{s.logits.data(), config_.vocabulary});
   if (k == 0) return;
   const int64_t panels = head_.n_panels();
   const int64_t n1 = std::min(me.end(panels) * kPanel, config_.vocabulary);

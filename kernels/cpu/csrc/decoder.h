@@ -15,7 +15,9 @@ struct DecoderConfig {
   int64_t hidden, heads, kv_heads, head_dim, ffn, vocabulary, context;
   float eps, embed_scale, attention_scale;
   bool gelu;  // else silu
-  Precision precision;
+  Precision precision;      // of products with many tokens
+  Precision few_precision;  // of those with up to kFew, which wait for memory anyway, and the head
+  static constexpr int64_t kFew = 2;
 };
 
 // Norm weights are the factors themselves (1 + w for Gemma). Empty: there is no such norm or bias.
@@ -56,8 +58,6 @@ class Decoder {
   // logits: of all M tokens, or null. behind: those of the last token alone, and the k likeliest.
   void run_rows(const Member& me, const int64_t* ids, int64_t M, float* logits, bool behind,
                 int64_t k);
-  void project(const Member& me, const PanelWeight& w, const RoundedX& rounded, const float* x,
-               int64_t M, const Finish& finish) const;
   void prepare_head(const float* from, const std::vector<float>& norm, const Rotary& rotary,
                     int64_t position, float* to) const;
   void keep(const Member& me, const DecoderBlock& block, int64_t layer, int64_t M);

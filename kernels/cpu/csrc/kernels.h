@@ -8,14 +8,16 @@
 
 namespace soroq {
 
-// Activations rounded to int8 per token and chunk: x[m][k] ~ codes * scale.
-// codes (n_chunks, M, chunk), scales and sums (n_chunks, M); sums are those of the codes.
+// Activations rounded to integers per token and chunk: x[m][k] ~ value * scale, the value in one
+// plane of int8 (up to 127), or in two (up to 127 * 128 + 64): value = 128 * first + second.
+// codes (n_chunks, M, planes, chunk), scales and sums (n_chunks, M); sums are those of the values.
 // A chunk with a value that is not finite has the scale NaN.
 struct RoundedX {
   int8_t* codes;
   float* scales;
   float* sums;
   int64_t M;
+  int planes;
 };
 
 struct Kernels {
@@ -25,8 +27,8 @@ struct Kernels {
   void (*round_row)(const PanelShape& shape, const float* x, int64_t m, const RoundedX& out);
 
   // y (m1 - m0, 64) = x W^T for panel p and tokens m0 to m1; x rounded. scratch: kScratchBytes.
-  void (*panel_int8)(const PanelWeight& w, int64_t p, const RoundedX& x, int64_t m0, int64_t m1,
-                     float* y, void* scratch);
+  void (*panel_rounded)(const PanelWeight& w, int64_t p, const RoundedX& x, int64_t m0, int64_t m1,
+                        float* y, void* scratch);
 
   // The same with x (M, K) as it is, row stride ldx.
   void (*panel_exact)(const PanelWeight& w, int64_t p, const float* x, int64_t ldx, int64_t m0,

@@ -91,6 +91,16 @@ inline vf exp_of(vf x) {
   return none ? vf{} : y;
 }
 
+// Writes at most L whole numbers as bytes.
+inline void put_bytes(int8_t* to, int64_t room, vf values) {
+  const vi whole = __builtin_convertvector(values, vi);
+  if (room >= L) {
+    V::store_bytes(to, whole);
+  } else {
+    for (int i = 0; i < room; ++i) to[i] = static_cast<int8_t>(whole[i]);
+  }
+}
+
 void round_row(const PanelShape& s, const float* x, int64_t m, const RoundedX& out) {
   const int64_t chunk = s.chunk();
   for (int64_t c = 0; c < s.n_chunks(); ++c) {
@@ -110,25 +120,29 @@ void round_row(const PanelShape& s, const float* x, int64_t m, const RoundedX& o
     const float bad = sum_of(poison);
     const float top = max_of(most);
     const bool usable = top > 1e-30f && bad == 0.0f;
-    const float step = usable ? top / 127.0f : 0.0f;
-    const vf inverse = splat(usable ? 127.0f / top : 0.0f);
-    int8_t* codes = out.codes + (c * out.M + m) * chunk;
+    const float most_value = out.planes == 2 ? 127.0f * 128.0f : 127.0f;
+    const vf inverse = splat(usable ? most_value / top : 0.0f);
+    int8_t* codes = out.codes + (c * out.M + m) * out.planes * chunk;
     const vf magic = splat(12582912.0f);
-    vi sum = {};
+    vf sum = {};
     int64_t k = 0;
     for (; k < length; k += L) {
-      vi q = {};
-      if (usable) q = __builtin_convertvector((load<vf>(from + k) * inverse + magic) - magic, vi);
-      sum += q;
-      if (k + L <= chunk) {
-        V::store_bytes(codes + k, q);
-      } else {
-        for (int i = 0; k + i < chunk; ++i) codes[k + i] = static_cast<int8_t>(q[i]);
+      vf value = {};
+      if (usable) value = (load<vf>(from + k) * inverse + magic) - magic;
+      sum += value;
+      vf first = value;
+      if (out.planes == 2) {
+        first = (value * 0.0078125f + magic) - magic;
+        put_bytes(codes + chunk + k, chunk - k, value - first * 128.0f);
       }
+      put_bytes(codes + k, chunk - k, first);
     }
-    for (; k < chunk; ++k) codes[k] = 0;
-    out.scales[c * out.M + m] = step + bad;
-    out.sums[c * out.M + m] = sum_of(to_float(sum));
+    for (; k < chunk; ++k) {
+      codes[k] = 0;
+      if (out.planes == 2) codes[chunk + k] = 0;
+    }
+    out.scales[c * out.M + m] = (usable ? top / most_value : 0.0f) + bad;
+    out.sums[c * out.M + m] = sum_of(sum);
   }
 }
 
@@ -173,8 +187,8 @@ inline Grid grid_of(const View& w, const uint8_t* chunk, int v) {
   return g;
 }
 
-// Adds the scaled sums of one block to y (MB, 64), from vector v0 of its rows on.
-template <int MB, int NT>
+// Adds the scaled sums of one block to y (MB / planes, 64), from vector v0 of its rows on.
+template <int MB, int NT, int planes>
 inline void add_scaled(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t at,
                        const vi (&acc)[MB][NT], int v0, float* y) {
   const float shift = w.bits == 8 ? kShift8 : 0.0f;
@@ -183,21 +197,23 @@ inline void add_scaled(const View& w, const uint8_t* chunk, const RoundedX& x, i
     const Grid g = grid_of(w, chunk, v0 + v);
     const vf zero = g.zero - shift;
 #pragma GCC unroll 8
-    for (int m = 0; m < MB; ++m) {
+    for (int m = 0; m < MB / planes; ++m) {
       float* to = y + m * kPanel + (v0 + v) * L;
-      const vf product = to_float(acc[m][v]) - zero * x.sums[at + m];
+      vi whole = acc[m * planes][v];
+      if (planes == 2) whole = (whole << 7) + acc[m * planes + 1][v];
+      const vf product = to_float(whole) - zero * x.sums[at + m];
       store(to, load<vf>(to) + product * (g.scale * x.scales[at + m]));
     }
   }
 }
 
 // int4 straight from memory.
-template <int MB>
+template <int MB, int planes>
 void block_int4(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t c,
                 int64_t m, float* y) {
   constexpr int NT = tile_of(MB);
   const int64_t columns = w.columns, at = c * x.M + m;
-  const int8_t* codes = x.codes + at * columns;
+  const int8_t* codes = x.codes + at * planes * columns;
   for (int v0 = 0; v0 < NV; v0 += NT) {
     vi low[MB][NT] = {}, high[MB][NT] = {};
     const uint8_t* from = chunk + v0 * L * 4;
@@ -222,17 +238,17 @@ void block_int4(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t 
 #pragma GCC unroll 16
       for (int v = 0; v < NT; ++v) low[i][v] += high[i][v];
     }
-    add_scaled<MB, NT>(w, chunk, x, at, low, v0, y);
+    add_scaled<MB, NT, planes>(w, chunk, x, at, low, v0, y);
   }
 }
 
 // Codes of one byte each: int8 from memory, or int4 from the buffer that `unpack` fills.
-template <int MB, bool full>
+template <int MB, int planes, bool full>
 void block_bytes(const View& w, const uint8_t* chunk, const uint8_t* bytes,
                  const RoundedX& x, int64_t c, int64_t m, float* y) {
   constexpr int NT = tile_of(MB);
   const int64_t columns = w.columns, at = c * x.M + m;
-  const int8_t* codes = x.codes + at * columns;
+  const int8_t* codes = x.codes + at * planes * columns;
   for (int v0 = 0; v0 < NV; v0 += NT) {
     vi acc[MB][NT] = {};
     const uint8_t* from = bytes + v0 * L * 4;
@@ -242,7 +258,7 @@ void block_bytes(const View& w, const uint8_t* chunk, const uint8_t* bytes,
       for (int v = 0; v < NT; ++v) {
         rows[v] = load<vi>(from + v * L * 4);
         if (full) rows[v] = signed_codes(rows[v]);
-        if (full && MB == 1) __builtin_prefetch(from + v * L * 4 + kAhead);
+        if (full && MB <= 2) __builtin_prefetch(from + v * L * 4 + kAhead);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < MB; ++i) {
@@ -251,7 +267,7 @@ void block_bytes(const View& w, const uint8_t* chunk, const uint8_t* bytes,
         for (int v = 0; v < NT; ++v) acc[i][v] = multiply<full>(acc[i][v], rows[v], q);
       }
     }
-    add_scaled<MB, NT>(w, chunk, x, at, acc, v0, y);
+    add_scaled<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
   }
 }
 
@@ -266,15 +282,26 @@ void unpack(const uint8_t* chunk, int64_t columns, uint8_t* bytes) {
   }
 }
 
-template <int MB>
-inline void block_int8(const View& w, const uint8_t* chunk, const uint8_t* bytes,
-                       const RoundedX& x, int64_t c, int64_t m, float* y) {
+// MB: rows of codes, `planes` for each token.
+template <int MB, int planes>
+inline void block_any(const View& w, const uint8_t* chunk, const uint8_t* bytes,
+                      const RoundedX& x, int64_t c, int64_t m, float* y) {
   if (bytes == nullptr) {
-    block_int4<MB>(w, chunk, x, c, m, y);
+    block_int4<MB, planes>(w, chunk, x, c, m, y);
   } else if (w.bits == 4) {
-    block_bytes<MB, false>(w, chunk, bytes, x, c, m, y);
+    block_bytes<MB, planes, false>(w, chunk, bytes, x, c, m, y);
   } else {
-    block_bytes<MB, true>(w, chunk, bytes, x, c, m, y);
+    block_bytes<MB, planes, true>(w, chunk, bytes, x, c, m, y);
+  }
+}
+
+template <int tokens>
+inline void block_rounded(const View& w, const uint8_t* chunk, const uint8_t* bytes,
+                          const RoundedX& x, int64_t c, int64_t m, float* y) {
+  if (x.planes == 1) {
+    block_any<tokens, 1>(w, chunk, bytes, x, c, m, y);
+  } else {
+    block_any<2 * (tokens > 3 ? 3 : tokens), 2>(w, chunk, bytes, x, c, m, y);
   }
 }
 
@@ -296,18 +323,18 @@ inline void block_int8(const View& w, const uint8_t* chunk, const uint8_t* bytes
     }                                                                                   \
   } while (0)
 
-void panel_int8(const PanelWeight& weight, int64_t p, const RoundedX& x, int64_t m0, int64_t m1,
+void panel_rounded(const PanelWeight& weight, int64_t p, const RoundedX& x, int64_t m0, int64_t m1,
                 float* y, void* scratch) {
   for (int64_t i = 0; i < (m1 - m0) * kPanel; ++i) y[i] = 0;
   const View w = view_of(weight);
   const uint8_t* chunk = weight.panel(p);
   for (int64_t c = 0; c < w.n_chunks; ++c, chunk += w.chunk_bytes) {
     const uint8_t* bytes = w.bits == 8 ? chunk : nullptr;
-    if (w.bits == 4 && m1 - m0 > V::kDirect) {
+    if (w.bits == 4 && (m1 - m0) * x.planes > V::kDirect) {
       unpack(chunk, w.columns, static_cast<uint8_t*>(scratch));
       bytes = static_cast<uint8_t*>(scratch);
     }
-    SOROQ_FOR_BLOCKS(m0, m1, V::kRows, block_int8, w, chunk, bytes, x, c, m, to);
+    SOROQ_FOR_BLOCKS(m0, m1, V::kRows / x.planes, block_rounded, w, chunk, bytes, x, c, m, to);
   }
 }
 
@@ -689,5 +716,5 @@ int64_t peak_fma(int64_t rounds) {
   return rounds * kChains * L * 2;
 }
 
-constexpr Kernels kTable = {V::kName, round_row, panel_int8, panel_exact, rms_norm,
+constexpr Kernels kTable = {V::kName, round_row, panel_rounded, panel_exact, rms_norm,
                             gated,    attend,    read_lines, peak_int8,   peak_fma};

@@ -50,16 +50,18 @@ void* Arena::get(int64_t bytes) {
   return memory_;
 }
 
-int64_t rounded_bytes(const PanelShape& s, int64_t M) {
-  return aligned(s.n_chunks() * s.chunk() * M) + 2 * aligned(s.n_chunks() * M * 4);
+int64_t rounded_bytes(const PanelShape& s, int64_t M, Precision precision) {
+  const int64_t codes = s.n_chunks() * s.chunk() * M * planes_of(precision);
+  return aligned(codes) + 2 * aligned(s.n_chunks() * M * 4);
 }
 
-RoundedX rounded_in(const PanelShape& s, int64_t M, void* memory) {
+RoundedX rounded_in(const PanelShape& s, int64_t M, Precision precision, void* memory) {
   char* at = static_cast<char*>(memory);
   RoundedX x;
   x.M = M;
+  x.planes = planes_of(precision);
   x.codes = reinterpret_cast<int8_t*>(at);
-  at += aligned(s.n_chunks() * s.chunk() * M);
+  at += aligned(s.n_chunks() * s.chunk() * M * x.planes);
   x.scales = reinterpret_cast<float*>(at);
   at += aligned(s.n_chunks() * M * 4);
   x.sums = reinterpret_cast<float*>(at);
@@ -79,7 +81,7 @@ void multiply(const Member& me, const PanelWeight& w, Precision precision, const
   void* scratch = scratch_arena.get(kScratchBytes);
   const auto panel = [&](int64_t p, int64_t m0, int64_t m1, float* to) {
     if (rounds(w, precision)) {
-      k.panel_int8(w, p, rounded, m0, m1, to, scratch);
+      k.panel_rounded(w, p, rounded, m0, m1, to, scratch);
     } else {
       k.panel_exact(w, p, x, ldx, m0, m1, to, scratch);
     }
@@ -108,10 +110,12 @@ void matmul(const PanelWeight& w, Precision precision, const float* x, int64_t l
   run([&](const Member& me) {
     RoundedX rounded = {};
     if (rounding && alone) {
-      rounded = rounded_in(w, M, own_arena.get(rounded_bytes(w, M)));
+      rounded = rounded_in(w, M, precision, own_arena.get(rounded_bytes(w, M, precision)));
       for (int64_t m = 0; m < M; ++m) kernels().round_row(w, x + m * ldx, m, rounded);
     } else if (rounding) {
-      if (me.index == 0) shared = rounded_in(w, M, shared_arena.get(rounded_bytes(w, M)));
+      if (me.index == 0) {
+        shared = rounded_in(w, M, precision, shared_arena.get(rounded_bytes(w, M, precision)));
+      }
       me.barrier();
       rounded = shared;
       for (int64_t m = me.begin(M); m < me.end(M); ++m) {

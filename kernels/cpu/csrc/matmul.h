@@ -6,7 +6,8 @@
 
 namespace soroq {
 
-enum class Precision { exact, int8 };
+// What activations are multiplied as: float32, or integers of 8 or 15 bits (one plane or two).
+enum class Precision { exact, int8, int16 };
 
 // Memory of one thread that grows and is kept: `get` hands out the same bytes again, on a 64-byte
 // boundary, so that a kernel allocates nothing once it has seen its largest problem.
@@ -27,9 +28,11 @@ class Arena {
   int64_t size_ = 0;
 };
 
+inline int planes_of(Precision precision) { return precision == Precision::int16 ? 2 : 1; }
+
 // Bytes of the rounded form of M tokens for a weight, and its parts within that memory.
-int64_t rounded_bytes(const PanelShape& shape, int64_t M);
-RoundedX rounded_in(const PanelShape& shape, int64_t M, void* memory);
+int64_t rounded_bytes(const PanelShape& shape, int64_t M, Precision precision);
+RoundedX rounded_in(const PanelShape& shape, int64_t M, Precision precision, void* memory);
 
 // What happens to a product before it is stored.
 struct Finish {
@@ -41,8 +44,8 @@ struct Finish {
   int64_t gated_rows = 0;           // columns of y when gated
 };
 
-// This member's part of y = finish(x W^T). `rounded` when precision is int8 (weights of 16 bits are
-// always multiplied exactly), x (M, ldx) otherwise.
+// This member's part of y = finish(x W^T). `rounded` is read unless precision is exact or the weights
+// have 16 bits; then x (M, ldx) is.
 void multiply(const Member& me, const PanelWeight& w, Precision precision, const RoundedX& rounded,
               const float* x, int64_t ldx, int64_t M, const Finish& finish);
 
@@ -52,7 +55,7 @@ void matmul(const PanelWeight& w, Precision precision, const float* x, int64_t l
 
 // Whether a product with these weights rounds its activations.
 inline bool rounds(const PanelWeight& w, Precision precision) {
-  return precision == Precision::int8 && w.bits != 16;
+  return precision != Precision::exact && w.bits != 16;
 }
 
 }  // namespace soroq
