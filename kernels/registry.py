@@ -88,15 +88,15 @@ KERNELS: dict[str, Kernel] = {
                 layout="soroq-p64",
                 weight="int4, int8 or bfloat16",
                 activations=_FLOATS,
-                device="cpu",
+                device=device,
                 predicate=predicate,
                 priority=priority,
                 function=f"{module}:{op}_panels",
             )
             for op in ("matmul", "gated", "gather")
-            for kind, predicate, priority, module in (
-                ("cpu", _CAN_USE_PANELS, 10, "soroq.kernels.cpu.panels"),
-                ("reference", _ANYTHING, 0, "soroq.kernels.reference.panels"),
+            for kind, device, predicate, priority, module in (
+                ("cpu", "cpu", _CAN_USE_PANELS, 10, "soroq.kernels.cpu.panels"),
+                ("reference", "any", _ANYTHING, 0, "soroq.kernels.reference.panels"),
             )
         ),
         *(

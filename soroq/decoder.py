@@ -10,7 +10,7 @@ What is in a block, its masks and its rotary tables are read off transformers' o
 isn't supported is one clear error; `soroq.load` runs those models.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from soroq.loading import StoredMatrix, StoredWeights
 from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
 from soroq.models.runner import DecoderRunner
+from soroq.nn.panels import name_activation
 
 CONTEXT = 2048
 # name → precision of products with many tokens, and of those with one or two and of the head
@@ -58,7 +59,7 @@ class Decoder:
         self._handle.rewind(n)
 
     def prefill(self, ids: torch.Tensor, *, all_logits: bool = False) -> torch.Tensor:
-        """Append ids int64 (n,); return logits float32, of the last token or (n, vocabulary) of all.
+        """Append ids int64 (n,); return float32 logits of the last token, or of all (n, V).
 
         Raises ValueError when they don't fit the context or the vocabulary.
         """
@@ -67,7 +68,7 @@ class Decoder:
         return logits if all_logits else logits[0]
 
     def best(self, ids: torch.Tensor, k: int = 1) -> tuple[list[int], list[float]]:
-        """Append ids int64 (n,); return the k likeliest next tokens and their logits, best first."""
+        """Append ids int64 (n,); return the k likeliest next tokens and their logits."""
         tokens, scores = self._handle.step(ids.to(torch.int64).contiguous(), None, k)
         return tokens, scores
 
@@ -163,7 +164,7 @@ def _refuse_unknown(checkpoint: Checkpoint, runner: DecoderRunner) -> None:
         reasons.append("o_proj or the MLP has biases")
     if runner.layout.head_dim % 16:
         reasons.append(f"head_dim {runner.layout.head_dim} is no multiple of 16")
-    if _activation(block.mlp.act_fn) is None:
+    if name_activation(block.mlp.act_fn) is None:
         reasons.append("the MLP's activation is neither GELU (tanh) nor SiLU")
     if any(name.endswith("weight_scale_inv") for name in checkpoint.names()) or any(
         checkpoint.info(name).dtype == torch.float8_e4m3fn
@@ -176,15 +177,6 @@ def _refuse_unknown(checkpoint: Checkpoint, runner: DecoderRunner) -> None:
             f"{checkpoint.path}: the C++ decoder can't run this: {', '.join(reasons)}; "
             "use soroq.load"
         )
-
-
-def _activation(function: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
-    """Tell an activation by its values: it has many names."""
-    x = torch.linspace(-4, 4, 33)
-    y = function(x)
-    if torch.equal(y, torch.nn.functional.gelu(x, approximate="tanh")):
-        return "gelu"
-    return "silu" if torch.equal(y, torch.nn.functional.silu(x)) else None
 
 
 class _Builder:
@@ -217,7 +209,7 @@ class _Builder:
             "eps": float(config.rms_norm_eps),
             "embed_scale": float(getattr(model.model.embed_tokens, "embed_scale", 1.0)),
             "attention_scale": float(first.self_attn.scaling),
-            "gelu": _activation(first.mlp.act_fn) == "gelu",
+            "gelu": name_activation(first.mlp.act_fn) == "gelu",
             "precision": PRECISIONS[precision][0],
             "few_precision": PRECISIONS[precision][1],
         }

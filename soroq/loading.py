@@ -4,6 +4,8 @@
     model = soroq.load("gemma3-270m-int4", packed=False)  # dequantized, for evaluation
     model = soroq.load("gemma3-270m-int4", device="cuda")  # in tiles, through the Triton kernels
 
+On a CPU generating text is many times as fast with `soroq.decoder`, which runs whole steps in C++.
+
 Only the text decoder of a multimodal checkpoint is built.
 """
 
@@ -20,10 +22,12 @@ from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.io.checkpoint import Checkpoint, open_checkpoint
 from soroq.io.formats.compressed_tensors import decode, parse_config
+from soroq.kernels.panels import is_built, pack
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
 from soroq.nn.late import LateEmbedding, LateLinear
 from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
+from soroq.nn.panels import PanelEmbedding, PanelLinear
 from soroq.nn.tiled import put, tile_model
 
 Group = tuple[list[str], QuantArgs, QuantArgs | None]
@@ -36,6 +40,7 @@ def load(
     packed: bool = True,
     late: bool = False,
     device: torch.device | str = "cpu",
+    precision: str | None = "int16",
 ) -> Any:
     """Return the causal model in `source`, ready to run on `device`.
 
@@ -44,7 +49,9 @@ def load(
     them to `dtype`. late: keep all matrices as they are stored and convert them to `dtype` whenever
     they are used (soroq.nn.late); for evaluation in little memory. On a GPU packed int4 and int8
     weights lie in tiles, and an MLP's and an attention's products are fused where all parts are
-    alike (soroq.nn.tiled). Raises CheckpointError when tensors are missing.
+    alike (soroq.nn.tiled). On a CPU they lie in panels (soroq.nn.panels), if soroq._cpu is built,
+    and `precision` says what activations are multiplied as: "exact", "int16" or "int8"; None keeps
+    the stored words. Raises CheckpointError when tensors are missing.
     """
     tiled = torch.device(device).type != "cpu"
     if dtype is None:
@@ -54,6 +61,7 @@ def load(
     layout = find_layout(checkpoint.config, names)
     model = build_skeleton(layout.text_config)
     stored = StoredWeights(checkpoint)
+    on_panels = packed and not late and not tiled and precision is not None and is_built()
     state: dict[str, torch.Tensor] = {}
     parts = (part for module in stored.quantized for part in _parts(module))
     for name in sorted(names.difference(parts)):
@@ -65,8 +73,17 @@ def load(
         target = _target(module, layout.prefix)
         if target is None:
             continue
-        weight, activation, scale = stored.load_quantized(module)
         bias = state.pop(f"{target}.bias", None)
+        matrix = stored.open(module)
+        if on_panels and matrix.args is not None and matrix.args.dtype == "int":
+            assert precision is not None
+            linear = PanelLinear(pack(matrix), precision=precision, bias=bias)
+            if module + ".weight" == layout.embedding:
+                _put_embedding(model, linear, PanelEmbedding(linear, _embed_scale(model), dtype))
+            else:
+                put(model, target, linear)
+            continue
+        weight, activation, scale = stored.load_quantized(module)
         if module + ".weight" == layout.embedding:
             _replace_embedding(model, weight, dtype, packed, state)
         elif late:
@@ -119,7 +136,7 @@ class StoredWeights:
 
 
 class StoredMatrix:
-    """One matrix (N, K) of a checkpoint, read some rows at a time (`soroq.kernels.panels` packs it).
+    """One matrix (N, K) of a checkpoint, read some rows at a time (a `panels.RowSource`).
 
     args: None if it isn't quantized.
     """
@@ -209,11 +226,8 @@ def _replace(
 
 def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     """Take the matrices of linears and the embedding out of `state` and hold them as stored."""
-    scale = getattr(model.model.embed_tokens, "embed_scale", None)
     embedding = state.pop("model.embed_tokens.weight")
-    model.model.embed_tokens = LateEmbedding(
-        embedding, 1.0 if scale is None else float(scale), dtype
-    )
+    model.model.embed_tokens = LateEmbedding(embedding, _embed_scale(model), dtype)
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
@@ -232,11 +246,17 @@ def _replace_embedding(
         state["model.embed_tokens.weight"] = weight.dequantize(dtype)
         return
     shared = PackedLinear(weight)
+    _put_embedding(model, shared, PackedEmbedding(shared, _embed_scale(model), dtype))
+
+
+def _put_embedding(model: Any, head: nn.Module, embedding: nn.Module) -> None:
+    model.model.embed_tokens, model.lm_head = embedding, head
+
+
+def _embed_scale(model: Any) -> float:
+    """Return what the embedding's rows are multiplied with: √hidden for Gemma."""
     scale = getattr(model.model.embed_tokens, "embed_scale", None)
-    model.model.embed_tokens = PackedEmbedding(
-        shared, 1.0 if scale is None else float(scale), dtype
-    )
-    model.lm_head = shared
+    return 1.0 if scale is None else float(scale)
 
 
 def _tie_head(state: dict[str, torch.Tensor]) -> None:

@@ -4,7 +4,8 @@
     soroq check gemma3-270m cpu-exact:out        # activations as they are
     soroq check cpu-exact:out cpu:out            # what int8 activations cost
 
-Windows go through `soroq.decoder` CHUNK positions at a time, with its cache, as generated text does.
+Windows go through `soroq.decoder` CHUNK positions at a time, with its cache, as text that is
+generated does.
 """
 
 import json

@@ -1,7 +1,8 @@
 """A model that can be checked: log-probabilities in slices, on the CPU, whatever it is stored as.
 
-`find_source` takes what `soroq.load` takes, ONNX models (bench/quality/onnx_model.py) and checkpoints
-on the C++ kernels (bench/quality/decoder_model.py). It answers everything the checker asks of a model on disk: size, key, tokenizer, and the model itself.
+`find_source` takes what `soroq.load` takes, ONNX models (onnx_model.py) and checkpoints on the C++
+kernels (decoder_model.py). It answers everything the checker asks of a model on disk: size, key,
+tokenizer, and the model itself.
 A model hands out log-probabilities CHUNK positions at a time: whole logits of a window would be
 0.5 GB at a vocabulary of 262,144.
 """

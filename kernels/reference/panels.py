@@ -32,7 +32,8 @@ def gated_panels(
         gated = torch.nn.functional.gelu(gate, approximate="tanh") * up
     else:
         gated = torch.nn.functional.silu(gate) * up
-    return gated[:, : weight.gated].to(x.dtype)
+    y: torch.Tensor = gated[:, : weight.gated].to(x.dtype)
+    return y
 
 
 def gather_panels(ids: torch.Tensor, weight: PanelWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -46,8 +47,8 @@ STEPS = {"int8": 127.0, "int16": 127.0 * 128.0}  # to the largest value of a chu
 def round_activations(x: torch.Tensor, weight: PanelWeight, precision: str) -> torch.Tensor:
     """Return x (M, K) rounded to integers and back, float32, as a precision does it.
 
-    For each token and chunk: step = max|x| / STEPS, codes half to even. A chunk with a value that is
-    not finite becomes NaN.
+    For each token and chunk: step = max|x| / STEPS, codes half to even. A chunk with a value that
+    is not finite becomes NaN.
     """
     parts = []
     for start, stop in weight.chunks():
@@ -69,7 +70,7 @@ def _multiply(x: torch.Tensor, weight: PanelWeight, precision: str) -> torch.Ten
 def _dense(weight: PanelWeight) -> torch.Tensor:
     """Return W (N, K) in float32."""
     codes, scales, zeros = read_codes(weight)
-    if scales is None:
+    if scales is None or zeros is None:
         return codes.float()
     parts = []
     for index, (start, stop) in enumerate(weight.chunks()):

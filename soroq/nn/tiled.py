@@ -12,6 +12,7 @@ from torch import nn
 from soroq.core.qtensor import QuantizedTensor, interleave_rows, stack_rows
 from soroq.kernels.tiles import TiledWeight, objection, tile
 from soroq.nn.linear import PackedEmbedding, PackedLinear
+from soroq.nn.panels import name_activation
 
 
 class TiledLinear(nn.Module):
@@ -186,7 +187,7 @@ def _tile_group(block: nn.Module, group: Sequence[str], dtype: torch.dtype) -> N
     if alike and names == ["gate_proj", "up_proj"] and not any(b is not None for b in biases):
         path = group[0].rpartition(".")[0]
         mlp = block.get_submodule(path)
-        if _is_gelu_tanh(getattr(mlp, "act_fn", None)):
+        if name_activation(getattr(mlp, "act_fn", None)) == "gelu":
             down = mlp.get_submodule("down_proj")
             put(block, path, TiledGeGLU(weights[0], weights[1], down, dtype=dtype))
             return
@@ -204,14 +205,6 @@ def _fits(module: nn.Module) -> TypeGuard[PackedLinear]:
     if not isinstance(module, PackedLinear) or module.args.dtype != "int":
         return False
     return not objection(module.in_features, module.args.group_size)
-
-
-def _is_gelu_tanh(activation: object) -> bool:
-    """Tell by its values whether an activation is GELU in its tanh form: it has many names."""
-    if not callable(activation):
-        return False
-    x = torch.linspace(-4, 4, 33)
-    return torch.equal(activation(x), nn.functional.gelu(x, approximate="tanh"))
 
 
 def put(model: nn.Module, path: str, new: nn.Module) -> None:

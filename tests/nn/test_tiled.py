@@ -31,8 +31,8 @@ def test_tiles_change_nothing(model_type: str, name: str, tmp_path: Path) -> Non
     recipe = Recipe(get_scheme(name, group_size=32), embed=embed)
     quantize(tmp_path / "base", tmp_path / "out", recipe=recipe, calibration=None)
     with torch.no_grad():
-        packed = load(tmp_path / "out")(IDS).logits
-        model = load(tmp_path / "out")
+        packed = load(tmp_path / "out", precision=None)(IDS).logits
+        model = load(tmp_path / "out", precision=None)
         tile_model(model, _groups(model_type), torch.float32)
         torch.testing.assert_close(model(IDS).logits, packed, rtol=1e-4, atol=1e-4)
     kinds = [type(module) for module in model.modules()]
