@@ -71,11 +71,11 @@ inline float max_of(vf v) {
   return m;
 }
 
-// exp within 2 ulp; below -87 it is 0.
+// exp within 2 ulp; below -87 it is 0, of NaN it is NaN.
 inline vf exp_of(vf x) {
   const vf low = splat(-87.0f), high = splat(88.0f);
   const vi none = x < low;
-  x = min_of(max_of(x, low), high);
+  x = min_of(high, max_of(low, x));  // in this order NaN stays
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const vf n = (x * 1.44269504089f + magic) - magic;
   const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
