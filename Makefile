@@ -1,5 +1,6 @@
 # make demo   set up, then quantize the real Gemma 3 270M and show what came out
 # make test   set up, then lint, types and tests
+# make sanitize  the kernels' own test with the sanitizers of memory, undefined behaviour, threads
 #
 # Variables: PYTHON (default: the first Python 3.11 or newer that can build the extension),
 # TORCH (the requirement to install), TORCH_INDEX (index with CPU wheels of torch, if pip's own
@@ -20,7 +21,7 @@ PROBE := import sys, sysconfig, os, venv, ensurepip; \
   sys.exit(not (sys.version_info >= (3, 11) and \
   os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))))
 
-.PHONY: setup test demo lint types clean
+.PHONY: setup test sanitize demo lint types clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -46,9 +47,22 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/c
 	@touch $@
 
 # Triton either compiles or interprets in a process: its kernels' results are tested in their own.
-test: lint types
+test: lint types sanitize
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kernels/interpreted
+
+# What pip put into the environment, else the system's.
+CMAKE ?= $(or $(wildcard $(BIN)/cmake),cmake)
+SELFTEST := tests/kernels/cpu/selftest
+
+# The second is for races: only what threads share, without the arithmetic.
+sanitize: setup
+	$(CMAKE) -S $(SELFTEST) -B build/selftest-address -DSOROQ_SANITIZE=address,undefined >/dev/null
+	$(CMAKE) --build build/selftest-address --parallel 2
+	build/selftest-address/selftest
+	$(CMAKE) -S $(SELFTEST) -B build/selftest-thread -DSOROQ_SANITIZE=thread >/dev/null
+	$(CMAKE) --build build/selftest-thread --parallel 2
+	build/selftest-thread/selftest pool decoder
 
 demo: setup
 	$(BIN)/soroq demo

@@ -1,8 +1,8 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "isa.h"
 
@@ -35,7 +35,11 @@ bool same_chunks(const PanelWeight& a, const PanelWeight& b) {
 struct Candidate {
   float score;
   int64_t id;
-  bool operator<(const Candidate& other) const {  // best first; equal scores by id
+  // Best first, NaN before all numbers, equal scores by id. An order even of NaN: std::sort leaves
+  // its array if there is none.
+  bool operator<(const Candidate& other) const {
+    const bool nan = std::isnan(score), other_nan = std::isnan(other.score);
+    if (nan || other_nan) return nan != other_nan ? nan : id < other.id;
     return score != other.score ? score > other.score : id < other.id;
   }
 };
@@ -92,12 +96,15 @@ void Decoder::step(const int64_t* ids, int64_t n, float* logits, bool all, int64
     }
   }
   s.rounded.get(std::max(room, rounded_bytes(head_, rows, Precision::int16)));
-  s.best.resize(num_threads());
   for (int64_t done = 0; done < n;) {
     const int64_t M = std::min(kMaxRows, n - done);
     const bool behind = done + M == n && (k > 0 || (logits && !all));
     float* to = logits && all ? logits + done * config_.vocabulary : nullptr;
-    run([&](const Member& me) { run_rows(me, ids + done, M, to, behind, k); });
+    run([&](const Member& me) {
+      if (me.index == 0) s.best.resize(me.count);
+      me.barrier();
+      run_rows(me, ids + done, M, to, behind, k);
+    });
     done += M;
     length_ += M;
   }
@@ -285,14 +292,11 @@ void Decoder::run_rows(const Member& me, const int64_t* ids, int64_t M, float* l
   const int64_t n1 = std::min(me.end(panels) * kPanel, config_.vocabulary);
   std::vector<Candidate>& best = s.best[me.index];
   best.clear();
-  float least = -std::numeric_limits<float>::infinity();
   for (int64_t n = me.begin(panels) * kPanel; n < n1; ++n) {
-    const float score = s.logits[n];
-    if (static_cast<int64_t>(best.size()) == k && !(score > least)) continue;
-    const Candidate one{score, n};
+    const Candidate one{s.logits[n], n};
+    if (static_cast<int64_t>(best.size()) == k && !(one < best.back())) continue;
     best.insert(std::upper_bound(best.begin(), best.end(), one), one);
     if (static_cast<int64_t>(best.size()) > k) best.pop_back();
-    least = best.back().score;
   }
 }
 

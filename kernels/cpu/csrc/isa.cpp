@@ -9,6 +9,9 @@
 #ifndef HWCAP_ASIMDDP
 #define HWCAP_ASIMDDP (1 << 20)
 #endif
+#ifndef HWCAP2_I8MM
+#define HWCAP2_I8MM (1 << 13)
+#endif
 #endif
 
 namespace soroq {
@@ -17,7 +20,7 @@ extern const Kernels kGeneric;
 #if defined(__x86_64__)
 extern const Kernels kAvx2, kAvxVnni, kAvx512;
 #elif defined(__aarch64__)
-extern const Kernels kNeon;
+extern const Kernels kNeon, kNeonI8mm;
 #endif
 
 namespace {
@@ -38,6 +41,7 @@ std::vector<const Kernels*> usable() {
   if (avx2) all.push_back(&kAvx2);
 #elif defined(__aarch64__)
 #if defined(__linux__)
+  if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) all.push_back(&kNeonI8mm);
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) all.push_back(&kNeon);
 #else
   all.push_back(&kNeon);  // every Apple chip that runs 64-bit macOS has it

@@ -19,7 +19,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${_csrc}/simd_avx512.cpp PROPERTIES
     COMPILE_OPTIONS "${_avx2};-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
-  list(APPEND SOROQ_KERNEL_SOURCES ${_csrc}/simd_neon.cpp)
+  list(APPEND SOROQ_KERNEL_SOURCES ${_csrc}/simd_neon.cpp ${_csrc}/simd_neon_i8mm.cpp)
   set_source_files_properties(${_csrc}/simd_neon.cpp PROPERTIES
     COMPILE_OPTIONS "${_simd};-march=armv8.2-a+dotprod")
+  set_source_files_properties(${_csrc}/simd_neon_i8mm.cpp PROPERTIES
+    COMPILE_OPTIONS "${_simd};-march=armv8.2-a+dotprod+i8mm")
 endif()

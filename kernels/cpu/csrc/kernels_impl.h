@@ -8,6 +8,8 @@
 //   V::kSignedDot        whether `dot` takes both sides as signed bytes
 //   V::dot(acc, w, x)    acc + the sums of four products each; w holds values up to 15
 //   V::dot_full(...)     the same for any w
+//   V::dot_two(acc, w0, x0, w1, x1)  two of `dot`
+//   V::kDotPairs         whether that is cheaper than one after the other
 //   V::bytes(p), V::halves(p)  L unsigned integers of 8 or 16 bits as lanes
 //   V::store_bytes(p, v) the lowest 8 bits of each lane
 //
@@ -71,11 +73,11 @@ inline float max_of(vf v) {
   return m;
 }
 
-// exp within 2 ulp; below -87 it is 0.
+// exp within 2 ulp; below -87 it is 0, of NaN it is NaN.
 inline vf exp_of(vf x) {
   const vf low = splat(-87.0f), high = splat(88.0f);
   const vi none = x < low;
-  x = min_of(max_of(x, low), high);
+  x = min_of(high, max_of(low, x));  // in this order NaN stays
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const vf n = (x * 1.44269504089f + magic) - magic;
   const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -221,12 +223,17 @@ void block_int4(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t 
 #pragma GCC unroll 16
       for (int v = 0; v < NT; ++v) {
         const vi pair = load<vi>(from + v * L * 4);
-        if (L * 4 == 64 || v % (16 / L) == 0) __builtin_prefetch(from + v * L * 4 + kAhead);
+        if (v * L % 16 == 0) __builtin_prefetch(from + v * L * 4 + kAhead);
         const vi lower = pair & 0x0F0F0F0F;
         const vi upper = reinterpret_cast<vi>(reinterpret_cast<vu>(pair) >> 4) & 0x0F0F0F0F;
 #pragma GCC unroll 8
         for (int i = 0; i < MB; ++i) {
           const int8_t* q = codes + i * columns + k;
+          if (V::kDotPairs) {
+            low[i][v] = V::dot_two(low[i][v], lower, splat_i(load<int32_t>(q)), upper,
+                                   splat_i(load<int32_t>(q + 4)));
+            continue;
+          }
           low[i][v] = multiply<false>(low[i][v], lower, load<int32_t>(q));
           vi& second = MB * NT * 2 <= V::kAccumulators ? high[i][v] : low[i][v];
           second = multiply<false>(second, upper, load<int32_t>(q + 4));
@@ -252,6 +259,25 @@ void block_bytes(const View& w, const uint8_t* chunk, const uint8_t* bytes,
   for (int v0 = 0; v0 < NV; v0 += NT) {
     vi acc[MB][NT] = {};
     const uint8_t* from = bytes + v0 * L * 4;
+    if (V::kDotPairs && !full) {
+      for (int64_t k = 0; k < columns; k += 8, from += 8 * kPanel) {
+        vi w0[NT], w1[NT];
+#pragma GCC unroll 16
+        for (int v = 0; v < NT; ++v) {
+          w0[v] = load<vi>(from + v * L * 4);
+          w1[v] = load<vi>(from + 4 * kPanel + v * L * 4);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < MB; ++i) {
+          const int8_t* q = codes + i * columns + k;
+          const vi x0 = splat_i(load<int32_t>(q)), x1 = splat_i(load<int32_t>(q + 4));
+#pragma GCC unroll 16
+          for (int v = 0; v < NT; ++v) acc[i][v] = V::dot_two(acc[i][v], w0[v], x0, w1[v], x1);
+        }
+      }
+      add_scaled<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
+      continue;
+    }
     for (int64_t k = 0; k < columns; k += 4, from += 4 * kPanel) {
       vi rows[NT];
 #pragma GCC unroll 16
@@ -275,6 +301,7 @@ void unpack(const uint8_t* chunk, int64_t columns, uint8_t* bytes) {
   for (int64_t k = 0; k < columns; k += 8, chunk += 4 * kPanel, bytes += 8 * kPanel) {
     for (int v = 0; v < NV; ++v) {
       const vi pair = load<vi>(chunk + v * L * 4);
+      if (v * L % 16 == 0) __builtin_prefetch(chunk + v * L * 4 + kAhead);
       store(bytes + v * L * 4, pair & 0x0F0F0F0F);
       store(bytes + 4 * kPanel + v * L * 4,
             reinterpret_cast<vi>(reinterpret_cast<vu>(pair) >> 4) & 0x0F0F0F0F);
@@ -568,7 +595,7 @@ inline void score(const float* q, int64_t ldq, const uint16_t* keys, int64_t n, 
 // out (QB, D) += p (QB, n) values.
 template <int QB>
 inline void mix(const float* p, const uint16_t* values, int64_t n, int64_t D, float* out) {
-  constexpr int DB = V::kAccumulators / QB < 4 ? V::kAccumulators / QB : 4;
+  constexpr int DB = V::kAccumulators / QB < 4 ? 2 : 4;  // divides a head's vectors
   for (int64_t d = 0; d < D; d += DB * L) {
     const int64_t wide = (D - d) / L < DB ? (D - d) / L : DB;
     if (wide == DB) {

@@ -1,7 +1,7 @@
 #include "pool.h"
 
+#include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -53,6 +53,8 @@ int wanted_threads() {
   return n > 0 ? n : processors();
 }
 
+thread_local bool inside = false;  // a team's work
+
 class Team {
  public:
   explicit Team(int count) : count_(count) {
@@ -71,7 +73,8 @@ class Team {
 
   int count() const { return count_; }
 
-  void run(const std::function<void(const Member&)>& work) {
+  // noexcept: members that still work would outlive what they work on.
+  void run(const std::function<void(const Member&)>& work) noexcept {
     work_ = &work;
     left_.store(count_ - 1, std::memory_order_relaxed);
     bool asleep;
@@ -98,6 +101,7 @@ class Team {
 
  private:
   void serve(int index) {
+    inside = true;
     unsigned seen = 0;
     for (;;) {
       wait_for_work(seen);
@@ -137,14 +141,24 @@ class Team {
 
 std::mutex turns;  // held while a team works or changes
 int wanted = 0;
-pid_t owner = 0;  // threads don't survive a fork: a child makes a team of its own
 std::unique_ptr<Team> team;
 
+void forget_team() {
+  team.release();  // its destructor would wait
+  turns.unlock();
+}
+
+// Threads don't survive a fork: a child makes a team of its own. A fork waits until no team works,
+// else the child would have a lock that nobody opens; and the child forgets its parent's team at
+// once, since a child that merely exits would wait for threads that it doesn't have.
+void survive_forks() {
+  static const int refused = pthread_atfork([] { turns.lock(); }, [] { turns.unlock(); },
+                                            forget_team);
+  if (refused) std::fputs("soroq: no kernels in forked children: out of memory\n", stderr);
+}
+
 Team& the_team() {
-  if (owner != getpid()) {
-    team.release();  // its threads are the parent's
-    owner = getpid();
-  }
+  survive_forks();
   if (wanted == 0) wanted = wanted_threads();
   if (!team || team->count() != wanted) {
     team.reset();
@@ -152,8 +166,6 @@ Team& the_team() {
   }
   return *team;
 }
-
-thread_local bool inside = false;
 
 }  // namespace
 

@@ -9,10 +9,11 @@ namespace avxvnni {
 struct V {
   static constexpr const char* kName = "avxvnni";
   static constexpr int L = 8;
-  static constexpr int kAccumulators = 8;
-  static constexpr int kRows = 4;
-  static constexpr int kDirect = 8;
+  static constexpr int kAccumulators = 12;
+  static constexpr int kRows = 6;
+  static constexpr int kDirect = 3;
   static constexpr bool kSignedDot = false;
+  static constexpr bool kDotPairs = false;
   typedef int32_t vi __attribute__((vector_size(32)));
 
   static inline vi dot(vi acc, vi w, vi x) {
@@ -21,6 +22,9 @@ struct V {
                                                         reinterpret_cast<__m256i>(x)));
   }
   static inline vi dot_full(vi acc, vi w, vi x) { return dot(acc, w, x); }
+  static inline vi dot_two(vi acc, vi w0, vi x0, vi w1, vi x1) {
+    return dot(dot(acc, w0, x0), w1, x1);
+  }
   typedef uint32_t vu __attribute__((vector_size(32)));
   static inline vi bytes(const uint8_t* p) {
     return reinterpret_cast<vi>(

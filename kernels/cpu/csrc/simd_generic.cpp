@@ -11,6 +11,7 @@ struct V {
   static constexpr int kRows = 4;
   static constexpr int kDirect = 4;
   static constexpr bool kSignedDot = false;
+  static constexpr bool kDotPairs = false;
   typedef int32_t vi __attribute__((vector_size(16)));
 
   static vi dot_full(vi acc, vi w, vi x) {
@@ -22,6 +23,9 @@ struct V {
     return acc;
   }
   static vi dot(vi acc, vi w, vi x) { return dot_full(acc, w, x); }
+  static vi dot_two(vi acc, vi w0, vi x0, vi w1, vi x1) {
+    return dot(dot(acc, w0, x0), w1, x1);
+  }
   typedef uint32_t vu __attribute__((vector_size(16)));
   static vi bytes(const uint8_t* p) { return vi{p[0], p[1], p[2], p[3]}; }
   static vu halves(const void* p) {

@@ -13,6 +13,7 @@ struct V {
   static constexpr int kRows = 4;
   static constexpr int kDirect = 8;
   static constexpr bool kSignedDot = true;
+  static constexpr bool kDotPairs = false;
   typedef int32_t vi __attribute__((vector_size(16)));
 
   static inline vi dot(vi acc, vi w, vi x) {
@@ -21,6 +22,9 @@ struct V {
                                           reinterpret_cast<int8x16_t>(x)));
   }
   static inline vi dot_full(vi acc, vi w, vi x) { return dot(acc, w, x); }
+  static inline vi dot_two(vi acc, vi w0, vi x0, vi w1, vi x1) {
+    return dot(dot(acc, w0, x0), w1, x1);
+  }
   typedef uint32_t vu __attribute__((vector_size(16)));
   static inline vi bytes(const uint8_t* p) { return vi{p[0], p[1], p[2], p[3]}; }
   static inline vu halves(const void* p) {
