@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from soroq.core.errors import CheckpointError
+from soroq.core.memory import release_memory
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.io.checkpoint import Checkpoint, open_checkpoint
@@ -76,7 +77,7 @@ def load(
         bias = state.pop(f"{target}.bias", None)
         scale = tensors.get(f"{module}.input_scale")
         if module + ".weight" == layout.embedding:
-            _replace_embedding(model, weight, dtype, packed, state)
+            _replace_embedding(model, weight, dtype, packed, late, state)
         elif late:
             kept = LateLinear(weight, bias, activation=activation, input_scale=scale)
             put(model, target, kept)
@@ -150,11 +151,9 @@ def _replace(
 
 def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     """Take the matrices of linears and the embedding out of `state` and hold them as stored."""
-    scale = getattr(model.model.embed_tokens, "embed_scale", None)
-    embedding = state.pop("model.embed_tokens.weight")
-    model.model.embed_tokens = LateEmbedding(
-        embedding, 1.0 if scale is None else float(scale), dtype
-    )
+    if not isinstance(model.model.embed_tokens, LateEmbedding):
+        embedding = state.pop("model.embed_tokens.weight")
+        model.model.embed_tokens = LateEmbedding(embedding, _embedding_scale(model), dtype)
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
@@ -166,18 +165,25 @@ def _replace_embedding(
     weight: QuantizedTensor,
     dtype: torch.dtype,
     packed: bool,
+    late: bool,
     state: dict[str, torch.Tensor],
 ) -> None:
     """Give the tied embedding and head one quantized tensor, or its dequantized copy."""
-    if not packed:
+    if late:
+        model.model.embed_tokens = LateEmbedding(weight, _embedding_scale(model), dtype)
+        model.lm_head = LateLinear(weight)
+    elif packed:
+        shared = PackedLinear(weight)
+        model.model.embed_tokens = PackedEmbedding(shared, _embedding_scale(model), dtype)
+        model.lm_head = shared
+    else:
         state["model.embed_tokens.weight"] = weight.dequantize(dtype)
-        return
-    shared = PackedLinear(weight)
+
+
+def _embedding_scale(model: Any) -> float:
+    """Return what embeddings are multiplied by: √hidden for Gemma, else 1."""
     scale = getattr(model.model.embed_tokens, "embed_scale", None)
-    model.model.embed_tokens = PackedEmbedding(
-        shared, 1.0 if scale is None else float(scale), dtype
-    )
-    model.lm_head = shared
+    return 1.0 if scale is None else float(scale)
 
 
 def _tie_head(state: dict[str, torch.Tensor]) -> None:
@@ -208,8 +214,11 @@ def load_tokenizer(source: str | Path) -> Any:
     if directory.is_file():  # a GGUF carries its tokenizer inside
         with tempfile.TemporaryDirectory() as temporary:
             checkpoint.copy_side_files(Path(temporary))
-            return AutoTokenizer.from_pretrained(temporary, local_files_only=True)
-    return read_tokenizer(directory)
+            tokenizer = AutoTokenizer.from_pretrained(temporary, local_files_only=True)
+    else:
+        tokenizer = read_tokenizer(directory)
+    release_memory()
+    return tokenizer
 
 
 def read_tokenizer(directory: Path) -> Any:
