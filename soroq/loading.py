@@ -8,7 +8,7 @@ Only the text decoder of a multimodal checkpoint is built.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def load(
     them to `dtype`. late: keep all matrices as they are stored and convert them to `dtype` whenever
     they are used (soroq.nn.late); for evaluation in little memory. On a GPU packed int4 and int8
     weights lie in tiles, and an MLP's and an attention's products are fused where all parts are
-    alike (soroq.nn.tiled). Raises CheckpointError when tensors are missing.
+    alike (soroq.nn.tiled). Raises CheckpointError when tensors are missing or of another
+    shape than config.json says.
     """
     tiled = torch.device(device).type != "cpu"
     if dtype is None:
@@ -54,6 +55,7 @@ def load(
     names = set(checkpoint.names())
     layout = find_layout(checkpoint.config, names)
     model = build_skeleton(layout.text_config)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     groups = (
         parse_config(checkpoint.config["quantization_config"])
         if (checkpoint.config.get("quantization_config"))
@@ -66,6 +68,7 @@ def load(
         target = _target(name, layout.prefix)
         if target is not None:
             keep = late and len(checkpoint.info(name).shape) == 2
+            _refuse_other_shape(name, checkpoint.info(name).shape, shapes.get(target))
             state[target] = checkpoint.load(name, dtype=None if keep else dtype)
     for module in sorted(quantized):
         target = _target(module, layout.prefix)
@@ -74,6 +77,7 @@ def load(
         args, activation = _arguments(module, groups)
         tensors = {part: checkpoint.load(part) for part in _parts(module) if part in names}
         weight = decode(module, tensors, args)
+        _refuse_other_shape(module, weight.shape, shapes.get(f"{target}.weight"))
         bias = state.pop(f"{target}.bias", None)
         scale = tensors.get(f"{module}.input_scale")
         if module + ".weight" == layout.embedding:
@@ -112,6 +116,13 @@ def _target(name: str, prefix: str) -> str | None:
     if name.startswith(prefix):
         return "model." + name.removeprefix(prefix)
     return name.removeprefix("language_model.") if "lm_head" in name else None
+
+
+def _refuse_other_shape(name: str, shape: Sequence[int], wanted: Sequence[int] | None) -> None:
+    if wanted is not None and tuple(shape) != tuple(wanted):
+        raise CheckpointError(
+            f"{name}: shape {tuple(shape)} does not fit config.json, which says {tuple(wanted)}"
+        )
 
 
 def _arguments(module: str, groups: list[Group]) -> tuple[QuantArgs, QuantArgs | None]:
@@ -158,6 +169,7 @@ def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype)
         if type(module) is nn.Linear:
             weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
             put(model, path, LateLinear(weight, bias))
+    model.config.tie_word_embeddings = False  # nothing is left that transformers could tie
 
 
 def _replace_embedding(

@@ -94,3 +94,13 @@ def test_a_quantized_embedding_and_head_stay_quantized(bits: int, tmp_path: Path
     assert isinstance(held.model.embed_tokens.stored, QuantizedTensor)
     assert held.lm_head.stored is held.model.embed_tokens.stored
     assert not any(p.ndim == 2 for p in held.parameters())
+
+
+def test_tying_again_changes_nothing(tmp_path: Path) -> None:
+    """As lm-evaluation-harness does with every model it is given."""
+    model = load(write_tiny_model(tmp_path / "base"), late=True)
+    ids = torch.randint(4, 260, (1, 8))
+    with torch.no_grad():
+        before = model(ids).logits
+        model.tie_weights()
+        assert torch.equal(model(ids).logits, before)
