@@ -36,7 +36,7 @@ from soroq.bench.quality.tables import (
     rows_of,
 )
 from soroq.core.cache import cache_root
-from soroq.io.writer import atomic_write
+from soroq.io.writer import atomic_write, make_folder
 
 PART = 4  # windows in a part: what is lost when a run is stopped
 Listen = Callable[[int, int, str], None]  # windows done, of how many, what
@@ -138,7 +138,7 @@ class Scorer:
         n = len(eval_set.ids)
         batch = max(1, BATCH_TOKENS // eval_set.ids.shape[1])
         parts = []
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for first in range(0, n, PART):
             file = folder / f"{first:06d}.safetensors"
             if not file.exists():

@@ -11,7 +11,7 @@ from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.tasks.items import Item
 from soroq.bench.quality.tasks.prompts import LETTERS, Prompt, encode_choices, write_context
 from soroq.core.errors import CheckError
-from soroq.io.writer import atomic_write
+from soroq.io.writer import atomic_write, make_folder
 
 PART = 32  # items in a cached part
 MODES = ("text", "letter")
@@ -96,5 +96,5 @@ def _key(items: Sequence[Item], examples: Sequence[Item], kind: str) -> str:
 
 def write_json(file: Path, document: object) -> None:
     """Write JSON as a whole, with the folders above it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     atomic_write(file, json.dumps(document, ensure_ascii=False).encode(), shared=True)

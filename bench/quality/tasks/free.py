@@ -21,6 +21,7 @@ from soroq.bench.quality.tasks.prompts import write_context
 PART = 8
 ORDER, BETA = 6, 2.0
 REPEATED_GRAM = 4
+NUMBER = re.compile(r"-?\d+(?:[ \u00a0\u202f]\d{3}(?!\d))*(?:[.,]\d+)*")
 
 
 def generate(model: Model, prompt: str, max_tokens: int) -> str:
@@ -67,6 +68,8 @@ def score_free(
     """Return each item's score in [0, 1]: exact match, the same number, or chrF."""
     prompts = [write_context(item, examples) for item in items]
     answers = generate_all(scorer, prompts, max_tokens, name=name, listen=listen)
+    if examples:  # models that have seen some go on with a question of their own
+        answers = [answer.strip().split("\n\n")[0] for answer in answers]
     return [score_answer(a, item) for a, item in zip(answers, items, strict=True)]
 
 
@@ -75,7 +78,8 @@ def score_answer(answer: str, item: Item) -> float:
     if item.metric == "chrf":
         return max(chrf(answer.strip().split("\n\n")[0], r) for r in item.references)
     if item.metric == "number":
-        numbers = re.findall(r"-?\d[\d\s.,]*", answer)
+        final = NUMBER.findall(answer.partition("####")[2])
+        numbers = final[:1] or NUMBER.findall(answer)
         given = _number(numbers[-1]) if numbers else None
         return float(given is not None and any(given == _number(r) for r in item.references))
     first = _plain(answer.strip().split("\n")[0])
@@ -89,7 +93,10 @@ def _plain(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    digits = re.sub(r"[\s,]", "", text).rstrip(".")
+    """Return what a number of NUMBER's form means: 1,200 and 1 200 are 1200, 12,5 is 12.5."""
+    digits = re.sub(r"\s", "", text)
+    thousands = re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", digits)
+    digits = digits.replace(",", "" if thousands else ".")
     try:
         return float(digits)
     except ValueError:
