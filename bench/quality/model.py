@@ -273,7 +273,12 @@ def refuse_other_tokenizer(base: Any, quant: Any, base_name: str, quant_name: st
             "only models of one tokenizer can be compared token by token"
         )
     probe = "Душанбе — пойтахти Ҷумҳурии Тоҷикистон аст. Ғӯзаро 12,5 кило чиданд! The end."
-    if base.get_vocab() != quant.get_vocab() or base(probe).input_ids != quant(probe).input_ids:
+    unlike = (
+        base.get_vocab() != quant.get_vocab()
+        or base.bos_token_id != quant.bos_token_id
+        or base(probe).input_ids != quant(probe).input_ids
+    )
+    if unlike:
         raise CheckError(
             f"{quant_name} and {base_name} have different tokenizers; copy the original's "
             "tokenizer files into the quantized directory"

@@ -16,6 +16,7 @@ from soroq.pipeline.sensitivity import Sensitivity
 Document = Mapping[str, Any]
 WIDTH, LEFT, RIGHT = 720, 190, 24
 ROW = 30
+PART = ("tokens", "perplexity", "ΔNLL", "KL", "top-1", "top-5")
 VERDICT_MARK = {"pass": "✓", "fail": "✗", "undecided": "?"}
 
 STYLE = """
@@ -283,16 +284,15 @@ def _texts_table(reports: Sequence[Document]) -> str:
         for t in r["texts"]
     ]
     kinds = [
-        [escape(_short(r["quant"])), escape(t["name"]), escape(kind), f"{n:,}"]
-        + [_number(delta), _number(kl)]
+        [escape(_short(r["quant"])), escape(t["name"]), escape(kind), *_part(part)]
         for r in reports
         for t in r["texts"]
-        for kind, (n, delta, kl) in t["by_kind"].items()
+        for kind, part in t["by_kind"].items()
         if len(t["by_kind"]) > 1
     ]
     more = ""
     if kinds:
-        table = _table(["model", "text", "kind", "tokens", "ΔNLL", "KL"], kinds)
+        table = _table(["model", "text", "kind", *PART], kinds)
         more = f"<details><summary>by kind of text</summary>{table}</details>"
     return _table(head, rows) + more
 
@@ -337,13 +337,19 @@ def _gate(report: Document) -> str:
 
 def _positions(reports: Sequence[Document]) -> str:
     rows = [
-        [escape(_short(r["quant"])), escape(t["name"]), f"{place.replace('-', '–')}", f"{n:,}"]
-        + [_number(delta), _number(kl)]
+        [escape(_short(r["quant"])), escape(t["name"]), place.replace("-", "–"), *_part(part)]
         for r in reports
         for t in r["texts"]
-        for place, (n, delta, kl) in t["by_position"].items()
+        for place, part in t["by_position"].items()
     ]
-    return _table(["model", "text", "positions", "tokens", "ΔNLL", "KL"], rows)
+    return _table(["model", "text", "positions", *PART], rows)
+
+
+def _part(share: Sequence[Any]) -> list[str]:
+    """Return the cells of PART; reports of the first versions have no more than ΔNLL and KL."""
+    n, delta, kl, top1, top5, ppl_base, ppl = (list(share) + [None] * 6)[:7]
+    perplexity = f"{_number(ppl_base, 2)} → {_number(ppl, 2)}" if ppl_base else "–"
+    return [f"{n:,}", perplexity, *(_number(value) for value in (delta, kl, top1, top5))]
 
 
 def _layers(report: Document) -> str:

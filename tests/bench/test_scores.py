@@ -11,7 +11,7 @@ from soroq.bench.quality.compare import compare_text
 from soroq.bench.quality.model import open_model, refuse_other_tokenizer
 from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.sets import EvalSet, make_set, read_passages, refuse_other_language
-from soroq.core.errors import CheckError
+from soroq.core.errors import CheckError, CheckpointError
 from soroq.loading import load, load_tokenizer
 from soroq.models.tiny import write_tiny_model
 
@@ -211,6 +211,21 @@ def test_models_of_other_tokenizers_are_refused(base: Path, tmp_path: Path) -> N
     with pytest.raises(CheckError, match="different tokenizers"):
         refuse_other_tokenizer(load_tokenizer(base), load_tokenizer(other), "a", "b")
     refuse_other_tokenizer(load_tokenizer(base), load_tokenizer(base), "a", "b")
+    twin = load_tokenizer(base)
+    twin.bos_token = twin.eos_token
+    with pytest.raises(CheckError, match="different tokenizers"):
+        refuse_other_tokenizer(load_tokenizer(base), twin, "a", "b")
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(base: Path, tmp_path: Path) -> None:
+    import json
+
+    for name, value in (("vocab_size", 100), ("hidden_size", 32), ("intermediate_size", 96)):
+        other = write_tiny_model(tmp_path / name)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(CheckpointError, match="does not fit config.json"):
+            open_model(str(other))
 
 
 RUSSIAN = "Сегодня в городе открыли новую школу, и дети пришли на первый урок вместе с родителями. "
