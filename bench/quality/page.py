@@ -34,7 +34,7 @@ h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p.soft, small { color: var(--soft); }
 .scroll { overflow-x: auto; } svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--fg); font: 13px system-ui, sans-serif; } svg text.soft { fill: var(--soft); }
-.plot { min-width: 30rem; }
+.plot { min-width: 36rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -340,7 +340,7 @@ def _positions(reports: Sequence[Document]) -> str:
         [escape(_short(r["quant"])), escape(t["name"]), place.replace("-", "–"), *_part(part)]
         for r in reports
         for t in r["texts"]
-        for place, part in t["by_position"].items()
+        for place, part in sorted(t["by_position"].items(), key=lambda p: int(p[0].split("-")[0]))
     ]
     return _table(["model", "text", "positions", *PART], rows)
 

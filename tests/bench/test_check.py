@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -209,6 +210,10 @@ def test_parts_of_a_text_have_perplexity_and_agreement(report: Report) -> None:
     document = report.to_json()
     assert page([document]).count(f"{text.by_kind['law'].top1:.3f}") >= 1
     assert f"{text.by_kind['law'].bits_per_byte:.3f}" in markdown(report)
+    # a file's keys are sorted as text, positions are shown as numbers
+    shown = page([json.loads(json.dumps(document, sort_keys=True))])
+    places = re.findall(r"<td class=n>(\d+)–\d+</td>", shown)
+    assert [int(place) for place in places] == [1, 16]
     old = json.loads(json.dumps(document))
     for parts in (old["texts"][0]["by_kind"], old["texts"][0]["by_position"]):
         parts.update({name: part[:3] for name, part in parts.items()})
