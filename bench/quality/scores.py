@@ -36,6 +36,7 @@ from soroq.bench.quality.tables import (
     rows_of,
 )
 from soroq.core.cache import cache_root
+from soroq.core.memory import release_memory
 from soroq.io.writer import atomic_write, make_folder
 
 PART = 4  # windows in a part: what is lost when a run is stopped
@@ -74,11 +75,13 @@ class Scorer:
     def model(self) -> Model:
         if self._model is None:
             self._model = open_model(self.source, dtype=self._dtype, attention=self._attention)
+            release_memory()
         return self._model
 
     def close(self) -> None:
         """Let the model go; it is loaded again when it is wanted."""
         self._model = None
+        release_memory()
 
     def base_table(self, eval_set: EvalSet) -> BaseTable:
         """Return this model's own table on all positions of a set (n · (seq_len − 1), …)."""

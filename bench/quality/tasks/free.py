@@ -18,7 +18,7 @@ from soroq.bench.quality.tasks.choices import write_json
 from soroq.bench.quality.tasks.items import Item
 from soroq.bench.quality.tasks.prompts import write_context
 
-PART = 8
+PART = 4  # answers in a cached part: what is lost when a run is stopped
 ORDER, BETA = 6, 2.0
 REPEATED_GRAM = 4
 NUMBER = re.compile(r"-?\d+(?:[ \u00a0\u202f]\d{3}(?!\d))*(?:[.,]\d+)*")
@@ -49,8 +49,11 @@ def generate_all(
         key = hashlib.sha256(json.dumps([part, max_tokens]).encode()).hexdigest()[:24]
         file = scorer.item_file(f"text-{key}")
         if not file.exists():
-            listen(first, len(prompts), f"{scorer.source} {name}")
-            write_json(file, [generate(scorer.model, prompt, max_tokens) for prompt in part])
+            found = []
+            for place, prompt in enumerate(part):
+                listen(first + place, len(prompts), f"{scorer.source} {name}")
+                found.append(generate(scorer.model, prompt, max_tokens))
+            write_json(file, found)
         texts += json.loads(file.read_text(encoding="utf-8"))
     listen(len(prompts), len(prompts), f"{scorer.source} {name}")
     return texts
