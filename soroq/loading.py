@@ -10,6 +10,7 @@ Only the text decoder of a multimodal checkpoint is built.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from soroq.core.errors import CheckpointError, NumericsError
+from soroq.core.memory import release_memory
 from soroq.core.packing import unpack_columns
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
@@ -51,7 +53,8 @@ def load(
     weights lie in tiles, and an MLP's and an attention's products are fused where all parts are
     alike (soroq.nn.tiled). On a CPU they lie in panels (soroq.nn.panels), if soroq._cpu is built,
     and `precision` says what activations are multiplied as: "exact", "int16" or "int8"; None keeps
-    the stored words. Raises CheckpointError when tensors are missing.
+    the stored words. Raises CheckpointError when tensors are missing or of another shape than
+    config.json says.
     """
     tiled = torch.device(device).type != "cpu"
     if dtype is None:
@@ -60,6 +63,7 @@ def load(
     names = set(checkpoint.names())
     layout = find_layout(checkpoint.config, names)
     model = build_skeleton(layout.text_config)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     stored = StoredWeights(checkpoint)
     on_panels = packed and not late and not tiled and precision is not None and is_built()
     state: dict[str, torch.Tensor] = {}
@@ -68,6 +72,7 @@ def load(
         target = _target(name, layout.prefix)
         if target is not None:
             keep = late and len(checkpoint.info(name).shape) == 2
+            _refuse_other_shape(name, checkpoint.info(name).shape, shapes.get(target))
             state[target] = checkpoint.load(name, dtype=None if keep else dtype)
     for module in sorted(stored.quantized):
         target = _target(module, layout.prefix)
@@ -75,22 +80,25 @@ def load(
             continue
         bias = state.pop(f"{target}.bias", None)
         matrix = stored.open(module)
+        _refuse_other_shape(module, matrix.shape, shapes.get(f"{target}.weight"))
         if on_panels and matrix.args is not None and matrix.args.dtype == "int":
             assert precision is not None
             linear = PanelLinear(pack(matrix), precision=precision, bias=bias)
             if module + ".weight" == layout.embedding:
-                _put_embedding(model, linear, PanelEmbedding(linear, _embed_scale(model), dtype))
+                scale = _embedding_scale(model)
+                model.model.embed_tokens = PanelEmbedding(linear, scale, dtype)
+                model.lm_head = linear
             else:
                 put(model, target, linear)
             continue
-        weight, activation, scale = stored.load_quantized(module)
+        weight, activation, input_scale = stored.load_quantized(module)
         if module + ".weight" == layout.embedding:
-            _replace_embedding(model, weight, dtype, packed, state)
+            _replace_embedding(model, weight, dtype, packed, late, state)
         elif late:
-            kept = LateLinear(weight, bias, activation=activation, input_scale=scale)
+            kept = LateLinear(weight, bias, activation=activation, input_scale=input_scale)
             put(model, target, kept)
         else:
-            _replace(model, target, weight, bias, activation, scale, dtype, packed)
+            _replace(model, target, weight, bias, activation, input_scale, dtype, packed)
     _tie_head(state)
     if late:
         _keep_stored(model, state, dtype)
@@ -145,7 +153,7 @@ class StoredMatrix:
         self._checkpoint, self._module, self.args = checkpoint, module, args
         self.scale_dtype = torch.bfloat16
         self._zeros: torch.Tensor | None = None
-        if args is None:
+        if args is None or args.dtype == "float":
             N, K = checkpoint.info(f"{module}.weight").shape
         else:
             N, K = checkpoint.load(f"{module}.weight_shape").tolist()
@@ -189,6 +197,13 @@ def _target(name: str, prefix: str) -> str | None:
     return name.removeprefix("language_model.") if "lm_head" in name else None
 
 
+def _refuse_other_shape(name: str, shape: Sequence[int], wanted: Sequence[int] | None) -> None:
+    if wanted is not None and tuple(shape) != tuple(wanted):
+        raise CheckpointError(
+            f"{name}: shape {tuple(shape)} does not fit config.json, which says {tuple(wanted)}"
+        )
+
+
 def _arguments(module: str, groups: list[Group]) -> tuple[QuantArgs, QuantArgs | None]:
     for targets, weight, activation in groups:
         if module in targets:
@@ -226,12 +241,14 @@ def _replace(
 
 def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     """Take the matrices of linears and the embedding out of `state` and hold them as stored."""
-    embedding = state.pop("model.embed_tokens.weight")
-    model.model.embed_tokens = LateEmbedding(embedding, _embed_scale(model), dtype)
+    if not isinstance(model.model.embed_tokens, LateEmbedding):
+        embedding = state.pop("model.embed_tokens.weight")
+        model.model.embed_tokens = LateEmbedding(embedding, _embedding_scale(model), dtype)
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
             put(model, path, LateLinear(weight, bias))
+    model.config.tie_word_embeddings = False  # nothing is left that transformers could tie
 
 
 def _replace_embedding(
@@ -239,22 +256,23 @@ def _replace_embedding(
     weight: QuantizedTensor,
     dtype: torch.dtype,
     packed: bool,
+    late: bool,
     state: dict[str, torch.Tensor],
 ) -> None:
     """Give the tied embedding and head one quantized tensor, or its dequantized copy."""
-    if not packed:
+    if late:
+        model.model.embed_tokens = LateEmbedding(weight, _embedding_scale(model), dtype)
+        model.lm_head = LateLinear(weight)
+    elif packed:
+        shared = PackedLinear(weight)
+        model.model.embed_tokens = PackedEmbedding(shared, _embedding_scale(model), dtype)
+        model.lm_head = shared
+    else:
         state["model.embed_tokens.weight"] = weight.dequantize(dtype)
-        return
-    shared = PackedLinear(weight)
-    _put_embedding(model, shared, PackedEmbedding(shared, _embed_scale(model), dtype))
 
 
-def _put_embedding(model: Any, head: nn.Module, embedding: nn.Module) -> None:
-    model.model.embed_tokens, model.lm_head = embedding, head
-
-
-def _embed_scale(model: Any) -> float:
-    """Return what the embedding's rows are multiplied with: √hidden for Gemma."""
+def _embedding_scale(model: Any) -> float:
+    """Return what embeddings are multiplied by: √hidden for Gemma, else 1."""
     scale = getattr(model.model.embed_tokens, "embed_scale", None)
     return 1.0 if scale is None else float(scale)
 
@@ -287,8 +305,11 @@ def load_tokenizer(source: str | Path) -> Any:
     if directory.is_file():  # a GGUF carries its tokenizer inside
         with tempfile.TemporaryDirectory() as temporary:
             checkpoint.copy_side_files(Path(temporary))
-            return AutoTokenizer.from_pretrained(temporary, local_files_only=True)
-    return read_tokenizer(directory)
+            tokenizer = AutoTokenizer.from_pretrained(temporary, local_files_only=True)
+    else:
+        tokenizer = read_tokenizer(directory)
+    release_memory()
+    return tokenizer
 
 
 def read_tokenizer(directory: Path) -> Any:

@@ -51,6 +51,7 @@ from soroq.bench.quality.stats import (
 from soroq.bench.quality.tables import BaseTable, rows_of
 from soroq.bench.quality.tasks.choices import MODES
 from soroq.bench.quality.tasks.free import Health, generate_all, health, mean_health
+from soroq.bench.quality.tasks.harness import find_task
 from soroq.bench.quality.tasks.items import read_items
 from soroq.bench.quality.tasks.results import (
     Measures,
@@ -59,6 +60,7 @@ from soroq.bench.quality.tasks.results import (
     adjust,
     at_level,
     harness_results,
+    refuse_unrunnable,
     run_harness_tasks,
     run_tasks,
     task_results,
@@ -164,7 +166,7 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     passages = _passages(request)
     if gate:
         names = [*(request.tasks or {}), *(spec.partition("@")[0] for spec in request.harness)]
-        refuse_unmeasured(gate, passages, names)
+        refuse_unmeasured(gate, passages, names, request.prompts)
     sources = find_source(request.base), find_source(request.quant)
     _refuse_torch_only(request, *sources)
     refuse_other_vocabulary(*sources)
@@ -186,6 +188,9 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     options = TaskOptions(
         request.shots, request.items, request.mode, request.max_tokens, request.seed
     )
+    refuse_unrunnable(tasks, options)
+    for spec in request.harness:
+        find_task(spec)
     base = Scorer(request.base, cache=request.cache, listen=listen)
     tables = [base.base_table(one) for one in sets]
     base_answers = run_tasks(base, tasks, options, listen)

@@ -5,7 +5,7 @@ Units of every interval are windows: the tokens of one text help each other, its
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,11 +37,27 @@ class WorstToken:
     position: int
 
 
+class Share(NamedTuple):
+    """A part of a text's tokens: nats a token; shares in [0, 1]; bits a byte only where the part
+    is whole windows, else nan. In JSON a list in this order.
+    """
+
+    n_tokens: int
+    delta_nll: float
+    kl: float
+    top1: float
+    top5: float
+    perplexity_base: float
+    perplexity: float
+    bits_per_byte_base: float
+    bits_per_byte: float
+
+
 @dataclass(frozen=True)
 class TextResult:
     """One text: nats a token unless said; bits_per_byte of UTF-8.
 
-    by_kind and by_position: name → (tokens, ΔNLL, KL); smallest_visible: the ΔNLL that these
+    by_kind and by_position: name → Share; smallest_visible: the ΔNLL that these
     windows would have shown 4 times in 5; non_finite: positions with NaN or infinity.
     """
 
@@ -61,8 +77,8 @@ class TextResult:
     top5: Interval
     smallest_visible: float
     non_finite: int
-    by_kind: dict[str, tuple[int, float, float]]
-    by_position: dict[str, tuple[int, float, float]]
+    by_kind: dict[str, Share]
+    by_position: dict[str, Share]
     window_nll_base: list[float]
     window_nll: list[float]
     window_kl: list[float]
@@ -99,7 +115,7 @@ def compare_text(
         n_tokens=n,
         n_windows=shape[0],
         perplexity_base=math.exp(mean_base),
-        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        perplexity=_perplexity(mean),
         bits_per_byte_base=mean_base * n / math.log(2) / total_bytes,
         bits_per_byte=mean * n / math.log(2) / total_bytes,
         entropy_base=float((base.entropy.double().view(shape) * weight).sum() / n),
@@ -111,8 +127,8 @@ def compare_text(
         top5=mean_interval(top5, level=level),
         smallest_visible=smallest_visible_mean(delta, level=level),
         non_finite=broken,
-        by_kind=_by_kind(eval_set, nll - nll_base, kl),
-        by_position=_by_position(scored, nll - nll_base, kl),
+        by_kind=_by_kind(eval_set, base, quant),
+        by_position=_by_position(eval_set, base, quant),
         window_nll_base=by_window(nll_base).tolist(),
         window_nll=by_window(nll).tolist(),
         window_kl=window_kl.tolist(),
@@ -128,32 +144,45 @@ def kl_by_window(eval_set: EvalSet, quant: QuantTable) -> list[Floats]:
     return [row[mask].numpy() for row, mask in zip(kl, eval_set.scored, strict=True)]
 
 
-def _share(mask: torch.Tensor, delta: torch.Tensor, kl: torch.Tensor) -> tuple[int, float, float]:
-    return int(mask.sum()), float(delta[mask].mean()), float(kl[mask].mean())
+def _perplexity(nll: float) -> float:
+    return math.exp(nll) if not nll > 700 else math.inf
 
 
-def _by_kind(
-    eval_set: EvalSet, delta: torch.Tensor, kl: torch.Tensor
-) -> dict[str, tuple[int, float, float]]:
+def _share(
+    mask: torch.Tensor, base: BaseTable, quant: QuantTable, n_bytes: float = math.nan
+) -> Share:
+    """Sum up the positions in mask (n, seq_len − 1); n_bytes: of the text they are."""
+    counted = mask.flatten()
+    columns = (base.nll, quant.nll, quant.kl, quant.top1, quant.top5)
+    nll_base, nll, kl, top1, top5 = (float(c[counted].double().mean()) for c in columns)
+    n = int(counted.sum())
+    bits = n / math.log(2) / n_bytes if n_bytes else math.nan
+    return Share(
+        n, nll - nll_base, kl, top1, top5, _perplexity(nll_base), _perplexity(nll),
+        nll_base * bits, nll * bits,
+    )  # fmt: skip
+
+
+def _by_kind(eval_set: EvalSet, base: BaseTable, quant: QuantTable) -> dict[str, Share]:
     result = {}
     for kind in sorted(set(eval_set.kinds)):
         rows = torch.tensor([k == kind for k in eval_set.kinds])
-        result[kind] = _share(eval_set.scored & rows[:, None], delta, kl)
+        n_bytes = float(eval_set.n_bytes[rows].sum())
+        result[kind] = _share(eval_set.scored & rows[:, None], base, quant, n_bytes)
     return result
 
 
-def _by_position(
-    scored: torch.Tensor, delta: torch.Tensor, kl: torch.Tensor
-) -> dict[str, tuple[int, float, float]]:
+def _by_position(eval_set: EvalSet, base: BaseTable, quant: QuantTable) -> dict[str, Share]:
     """Group next-token positions 1–15, 16–63, 64–255, …: by fours, as error grows with context."""
     result = {}
+    scored = eval_set.scored
     start, end, length = 0, 15, scored.shape[1]
     while start < length:
         mask = torch.zeros_like(scored)
         mask[:, start : min(end, length)] = True
         mask &= scored
         if bool(mask.any()):
-            result[f"{start + 1}-{min(end, length)}"] = _share(mask, delta, kl)
+            result[f"{start + 1}-{min(end, length)}"] = _share(mask, base, quant)
         start, end = end, end * 4 + 3
     return result
 
@@ -164,7 +193,7 @@ def _worst(
     shape = eval_set.scored.shape
     ranked = torch.where(eval_set.scored, kl, -1.0).nan_to_num(nan=math.inf).flatten()
     found = []
-    for index in ranked.topk(min(WORST, ranked.numel())).indices.tolist():
+    for index in ranked.topk(min(WORST, eval_set.n_tokens)).indices.tolist():
         window, position = divmod(index, shape[1])
         ids = eval_set.ids[window]
         begin = max(1, position + 1 - CONTEXT)

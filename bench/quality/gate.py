@@ -106,7 +106,10 @@ class Finding:
 
 
 def read_gate(path: Path | None) -> Gate:
-    """Parse a TOML gate; None is the default one. Raises CheckError for what it doesn't know."""
+    """Parse a gate, TOML or (.yaml, .yml) YAML; None is the default one.
+
+    Raises CheckError for what it doesn't know.
+    """
     text, name = DEFAULT_GATE, "the default gate"
     if path is not None:
         name = str(path)
@@ -114,10 +117,7 @@ def read_gate(path: Path | None) -> Gate:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckError(f"gate {name!r} can't be read: {error}") from error
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise CheckError(f"{name}: not TOML: {error}") from error
+    document = _parse(text, name)
     level = document.pop("level", 0.95)
     if not isinstance(level, float) or not 0.5 < level < 1:
         raise CheckError(f"{name}: level {level!r} is not between 0.5 and 1")
@@ -125,14 +125,36 @@ def read_gate(path: Path | None) -> Gate:
     generation = document.pop("generation", {})
     limits += _limits(name, "generation", "*", generation, GENERATION_METRICS)
     for section, metrics in SECTIONS.items():
-        for pattern, table in document.pop(section, {}).items():
-            limits += _limits(name, section, pattern, table, metrics)
+        named = document.pop(section, {})
+        if not isinstance(named, dict):
+            raise CheckError(
+                f"{name}: {section!r} is {named!r}; limits stand under [{section}.NAME]"
+            )
+        for pattern, table in named.items():
+            limits += _limits(name, section, str(pattern), table, metrics)
     if document:
         known = ", ".join(["level", "generation", *SECTIONS])
-        raise CheckError(f"{name}: unknown {sorted(document)[0]!r}; known: {known}")
+        raise CheckError(f"{name}: unknown {sorted(map(str, document))[0]!r}; known: {known}")
     if not limits:
         raise CheckError(f"{name} sets no limit")
     return Gate(tuple(limits), level, lenient=path is None)
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    if not name.endswith((".yaml", ".yml")):
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise CheckError(f"{name}: not TOML: {error}") from error
+    import yaml
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CheckError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise CheckError(f"{name} sets no limit")
+    return document
 
 
 def _limits(
@@ -152,9 +174,19 @@ def _limits(
     return found
 
 
-def refuse_unmeasured(gate: Gate, texts: Collection[str], tasks: Collection[str]) -> None:
-    """Raise CheckError when the gate limits a text or task by name that isn't going to be run."""
+def refuse_unmeasured(
+    gate: Gate, texts: Collection[str], tasks: Collection[str], prompts: int = 0
+) -> None:
+    """Raise CheckError when the gate limits what isn't going to be run.
+
+    That is a text or a task by its name, or generated text.
+    """
     for limit in () if gate.lenient else gate.limits:
+        if limit.section == "generation" and not prompts:
+            raise CheckError(
+                f"the gate limits generation ({limit.metric}), which is not measured; let the "
+                "models write with --prompts N"
+            )
         given = {"text": texts, "task": tasks}.get(limit.section, ())
         name = limit.pattern
         if limit.section == "task" and not _is_primary(name):

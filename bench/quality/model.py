@@ -24,7 +24,6 @@ from soroq.io.writer import sha256_file
 CHUNK = 64  # positions whose logits exist at once
 BATCH_TOKENS = 2048
 TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat")
-RESIDENT_BYTES = 700_000_000  # larger models keep their weights as stored (soroq.nn.late)
 
 
 class Model(ABC):
@@ -61,7 +60,7 @@ class Model(ABC):
 
 
 class TorchModel(Model):
-    """A transformers model, weights dequantized."""
+    """A transformers model."""
 
     def __init__(self, source: str, network: Any, tokenizer: Any) -> None:
         self.source, self.tokenizer = source, tokenizer
@@ -133,8 +132,9 @@ class TorchModel(Model):
                 span = slice(start, min(start + CHUNK, len(hidden)))
                 logits = self._network.lm_head(hidden[span]).float()
                 if cap:
-                    logits = (logits / cap).tanh_().mul_(cap)
-                yield span, logits.log_softmax(-1)
+                    logits = logits.div_(cap).tanh_().mul_(cap)
+                logits = logits.log_softmax(-1)
+                yield span, logits
 
 
 class Source(ABC):
@@ -177,7 +177,8 @@ class Source(ABC):
 
 
 class CheckpointSource(Source):
-    """A checkpoint that `soroq.load` opens; weights are dequantized to the dtype asked for."""
+    """A checkpoint that `soroq.load` opens; weights stay as stored and are converted to the dtype
+    asked for as they run (soroq.nn.late)."""
 
     is_torch = True
 
@@ -212,8 +213,7 @@ class CheckpointSource(Source):
     def open(self, dtype: torch.dtype, attention: str) -> Model:
         from soroq.loading import load
 
-        late = self._checkpoint.total_bytes > RESIDENT_BYTES
-        network = load(self.name, dtype=dtype, packed=False, late=late)
+        network = load(self.name, dtype=dtype, packed=False, late=True)
         if attention != "sdpa":
             network.set_attn_implementation(attention)
         return TorchModel(self.name, network, self.tokenizer())
@@ -254,7 +254,7 @@ def find_source(source: str) -> Source:
 def open_model(
     source: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
 ) -> Model:
-    """Load a model and its tokenizer; a checkpoint's weights are dequantized to `dtype`."""
+    """Load a model and its tokenizer; weights are converted to `dtype` as it runs."""
     return find_source(source).open(dtype, attention)
 
 
@@ -278,7 +278,12 @@ def refuse_other_tokenizer(base: Any, quant: Any, base_name: str, quant_name: st
             "only models of one tokenizer can be compared token by token"
         )
     probe = "Душанбе — пойтахти Ҷумҳурии Тоҷикистон аст. Ғӯзаро 12,5 кило чиданд! The end."
-    if base.get_vocab() != quant.get_vocab() or base(probe).input_ids != quant(probe).input_ids:
+    unlike = (
+        base.get_vocab() != quant.get_vocab()
+        or base.bos_token_id != quant.bos_token_id
+        or base(probe).input_ids != quant(probe).input_ids
+    )
+    if unlike:
         raise CheckError(
             f"{quant_name} and {base_name} have different tokenizers; copy the original's "
             "tokenizer files into the quantized directory"

@@ -16,6 +16,7 @@ from soroq.pipeline.sensitivity import Sensitivity
 Document = Mapping[str, Any]
 WIDTH, LEFT, RIGHT = 720, 190, 24
 ROW = 30
+PART = ("tokens", "perplexity", "ΔNLL", "KL", "top-1", "top-5")
 VERDICT_MARK = {"pass": "✓", "fail": "✗", "undecided": "?"}
 
 STYLE = """
@@ -33,7 +34,7 @@ h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p.soft, small { color: var(--soft); }
 .scroll { overflow-x: auto; } svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--fg); font: 13px system-ui, sans-serif; } svg text.soft { fill: var(--soft); }
-.plot { min-width: 30rem; }
+.plot { min-width: 36rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -283,16 +284,15 @@ def _texts_table(reports: Sequence[Document]) -> str:
         for t in r["texts"]
     ]
     kinds = [
-        [escape(_short(r["quant"])), escape(t["name"]), escape(kind), f"{n:,}"]
-        + [_number(delta), _number(kl)]
+        [escape(_short(r["quant"])), escape(t["name"]), escape(kind), *_part(part)]
         for r in reports
         for t in r["texts"]
-        for kind, (n, delta, kl) in t["by_kind"].items()
+        for kind, part in t["by_kind"].items()
         if len(t["by_kind"]) > 1
     ]
     more = ""
     if kinds:
-        table = _table(["model", "text", "kind", "tokens", "ΔNLL", "KL"], kinds)
+        table = _table(["model", "text", "kind", *PART], kinds)
         more = f"<details><summary>by kind of text</summary>{table}</details>"
     return _table(head, rows) + more
 
@@ -337,13 +337,19 @@ def _gate(report: Document) -> str:
 
 def _positions(reports: Sequence[Document]) -> str:
     rows = [
-        [escape(_short(r["quant"])), escape(t["name"]), f"{place.replace('-', '–')}", f"{n:,}"]
-        + [_number(delta), _number(kl)]
+        [escape(_short(r["quant"])), escape(t["name"]), place.replace("-", "–"), *_part(part)]
         for r in reports
         for t in r["texts"]
-        for place, (n, delta, kl) in t["by_position"].items()
+        for place, part in sorted(t["by_position"].items(), key=lambda p: int(p[0].split("-")[0]))
     ]
-    return _table(["model", "text", "positions", "tokens", "ΔNLL", "KL"], rows)
+    return _table(["model", "text", "positions", *PART], rows)
+
+
+def _part(share: Sequence[Any]) -> list[str]:
+    """Return the cells of PART; reports of the first versions have no more than ΔNLL and KL."""
+    n, delta, kl, top1, top5, ppl_base, ppl = (list(share) + [None] * 6)[:7]
+    perplexity = f"{_number(ppl_base, 2)} → {_number(ppl, 2)}" if ppl_base else "–"
+    return [f"{n:,}", perplexity, *(_number(value) for value in (delta, kl, top1, top5))]
 
 
 def _layers(report: Document) -> str:

@@ -1,8 +1,10 @@
 """The check's report as Markdown, for people and for the model card."""
 
+import math
 from pathlib import Path
 
 from soroq.bench.quality.check import Report
+from soroq.bench.quality.compare import Share
 from soroq.io.writer import atomic_write
 
 BEGIN, END = "<!-- soroq check -->", "<!-- /soroq check -->"
@@ -83,9 +85,16 @@ def write_card(directory: Path, section: str) -> None:
     atomic_write(file, text.encode())
 
 
-def _grouped(title: str, groups: dict[str, tuple[int, float, float]]) -> str:
-    rows = [[name, f"{n:,}", f"{d:+.4f}", f"{kl:.4f}"] for name, (n, d, kl) in groups.items()]
-    return f"### {title}\n\n" + _table(["", "tokens", "ΔNLL", "KL"], rows)
+def _grouped(title: str, groups: dict[str, Share]) -> str:
+    whole = all(math.isfinite(part.bits_per_byte_base) for part in groups.values())
+    rows = [
+        [name, f"{p.n_tokens:,}", f"{p.perplexity_base:.2f}", f"{p.perplexity:.2f}"]
+        + ([f"{p.bits_per_byte_base:.3f} → {p.bits_per_byte:.3f}"] if whole else [])
+        + [f"{p.delta_nll:+.4f}", f"{p.kl:.4f}", f"{p.top1:.3f}", f"{p.top5:.3f}"]
+        for name, p in groups.items()
+    ]
+    head = ["", "tokens", "ppl base", "ppl", *(["bits a byte"] if whole else [])]
+    return f"### {title}\n\n" + _table([*head, "ΔNLL", "KL", "top-1", "top-5"], rows)
 
 
 def _quote(text: str) -> str:

@@ -36,7 +36,8 @@ from soroq.bench.quality.tables import (
     rows_of,
 )
 from soroq.core.cache import cache_root
-from soroq.io.writer import atomic_write
+from soroq.core.memory import release_memory
+from soroq.io.writer import atomic_write, make_folder
 
 PART = 4  # windows in a part: what is lost when a run is stopped
 Listen = Callable[[int, int, str], None]  # windows done, of how many, what
@@ -74,11 +75,13 @@ class Scorer:
     def model(self) -> Model:
         if self._model is None:
             self._model = open_model(self.source, dtype=self._dtype, attention=self._attention)
+            release_memory()
         return self._model
 
     def close(self) -> None:
         """Let the model go; it is loaded again when it is wanted."""
         self._model = None
+        release_memory()
 
     def base_table(self, eval_set: EvalSet) -> BaseTable:
         """Return this model's own table on all positions of a set (n · (seq_len − 1), …)."""
@@ -138,7 +141,7 @@ class Scorer:
         n = len(eval_set.ids)
         batch = max(1, BATCH_TOKENS // eval_set.ids.shape[1])
         parts = []
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for first in range(0, n, PART):
             file = folder / f"{first:06d}.safetensors"
             if not file.exists():

@@ -18,6 +18,7 @@ import torch
 TOP = 64
 TAIL = 64
 AGREE = 5  # top-5 agreement
+ROWS = 16  # positions summarized at once: their distributions exist several times over
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class QuantTable:
 
 def base_rows(log_p: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> BaseTable:
     """Summarize log-probabilities (p, vocabulary) float32 at positions with next tokens (p,)."""
+    pairs = zip(log_p.split(ROWS), targets.split(ROWS), strict=True)
+    return join_base([_summarize(rows, wanted, generator) for rows, wanted in pairs])
+
+
+def _summarize(log_p: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> BaseTable:
     vocabulary = log_p.shape[1]
     top_logp, top_ids = log_p.topk(min(TOP, vocabulary), dim=1)
     p = log_p.exp()

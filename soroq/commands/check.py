@@ -1,19 +1,22 @@
 """check: run the checker, print tables, write reports, exit by the verdict."""
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soroq import console
-from soroq.bench.quality.check import CheckRequest, Report, check
+from soroq.bench.quality.check import SCHEMA, CheckRequest, Report, check
 from soroq.bench.quality.decoder_model import split_runtime
 from soroq.bench.quality.gate import EXIT_CODES
 from soroq.bench.quality.report import card_section, markdown, write_card
-from soroq.core.errors import CheckError
+from soroq.core.errors import CheckError, OutputError
 from soroq.io.writer import atomic_write
+
+SAME_BASE = 0.02  # nats a token: more than other attention, threads or bfloat16 make
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ def parse_files(given: Sequence[str], option: str) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise CheckError(f"{option} {text!r} is not name=FILE, e.g. tg=valid.jsonl")
+        if name in files:
+            raise CheckError(f"{option} {name!r} is given twice; give each file a name of its own")
         files[name] = Path(path)
     return files
 
@@ -43,6 +48,8 @@ def run_check(request: CheckRequest, outputs: Outputs) -> int:
     directory = Path(split_runtime(request.quant)[1])
     if outputs.card and not (directory / "README.md").is_file():
         raise CheckError(f"{directory} has no README.md to write the results to")
+    for file in (outputs.json_file, outputs.markdown, outputs.html):
+        _refuse_no_place(file)
     try:
         with console.check_progress() as listen:
             report = check(request, listen)
@@ -70,6 +77,14 @@ def run_check(request: CheckRequest, outputs: Outputs) -> int:
     return EXIT_CODES.get(report.verdict, 0)
 
 
+def _refuse_no_place(file: Path | None) -> None:
+    """Raise OutputError when a file can't be written where it shall be, before hours are spent."""
+    if file is not None and file.is_dir():
+        raise OutputError(f"{file} is a directory; give the name of a file")
+    if file is not None and not file.absolute().parent.is_dir():
+        raise OutputError(f"can't write {file}: {file.parent} is no directory; make it first")
+
+
 def _print(report: Report) -> None:
     rows = [
         [
@@ -88,9 +103,9 @@ def _print(report: Report) -> None:
     columns = ["text", "tokens", "ppl base", "ppl", "bits/byte", "ΔNLL", "KL", "KL p99", "top-1"]
     console.table(f"{report.quant} against {report.base}", columns, rows)
     kinds = [
-        [t.name, kind, str(n), f"{delta:+.4f}", f"{kl:.4f}"]
+        [t.name, kind, str(part.n_tokens), f"{part.delta_nll:+.4f}", f"{part.kl:.4f}"]
         for t in report.texts
-        for kind, (n, delta, kl) in t.by_kind.items()
+        for kind, part in t.by_kind.items()
         if len(t.by_kind) > 1
     ]
     if kinds:
@@ -143,6 +158,51 @@ def _print(report: Report) -> None:
         console.out.print(f"verdict: {report.verdict}", highlight=False)
 
 
+def _read_report(file: Path) -> dict[str, Any]:
+    """Return a report that the page can show. Raises CheckError for anything else."""
+    from soroq.bench.quality.page import page
+
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckError(f"{file}: not a report of soroq check: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise CheckError(f"{file}: not a report of soroq check (schema {schema!r}, not {SCHEMA!r})")
+    assert isinstance(document, dict)
+    try:
+        page([document])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckError(
+            f"{file}: a report of soroq check that is not whole: {error!r}; write it again with "
+            "soroq check --out"
+        ) from error
+    return document
+
+
+def _refuse_other_measure(
+    first: Path, one: Mapping[str, Any], file: Path, other: Mapping[str, Any]
+) -> None:
+    """Raise CheckError unless two reports are of the same windows of each text, and of one base.
+
+    Of one base: the same loss on them, within SAME_BASE (its hash says versions too).
+    """
+    texts = {text["name"]: text for text in one["texts"]}
+    for text in (t for t in other["texts"] if t["name"] in texts):
+        name = text["name"]
+        if one["settings"]["sets"].get(name) != other["settings"]["sets"].get(name):
+            raise CheckError(
+                f"{file} and {first} measured {name!r} on other windows; check them with the same "
+                "--text, --windows, --seq-len and --stride"
+            )
+        a, b = (t["perplexity_base"] or math.inf for t in (texts[name], text))
+        if not abs(math.log(a / b)) < SAME_BASE:
+            raise CheckError(
+                f"{file} is against {other['base']} with perplexity {b:.2f} on {name!r}, {first} "
+                f"against {one['base']} with {a:.2f}; a page compares candidates of one base"
+            )
+
+
 def page_of(files: Sequence[Path], out: Path, sensitivity: Path | None = None) -> None:
     """Write one page over several reports (JSON files of `soroq check --out`).
 
@@ -151,17 +211,10 @@ def page_of(files: Sequence[Path], out: Path, sensitivity: Path | None = None) -
     from soroq.bench.quality.page import page
     from soroq.pipeline.sensitivity import load_sensitivity
 
+    _refuse_no_place(out)
     found = load_sensitivity(sensitivity) if sensitivity is not None else None
-
-    reports: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-            assert isinstance(document, dict)
-        except (OSError, ValueError, AssertionError) as error:
-            raise CheckError(f"{file}: not a report of soroq check: {error}") from error
-        if not str(document.get("schema", "")).startswith("soroq-check/"):
-            raise CheckError(f"{file}: not a report of soroq check")
-        reports.append(document)
+    reports = [_read_report(file) for file in files]
+    for file, document in zip(files, reports, strict=True):
+        _refuse_other_measure(files[0], reports[0], file, document)
     atomic_write(out, page(reports, found).encode())
     console.out.print(f"wrote {out}", highlight=False)

@@ -50,6 +50,21 @@ class QuantizedTensor:
         return (codes * self.scales.float()[..., None]).view(self.shape).to(dtype)
 
 
+def take_rows(whole: QuantizedTensor, rows: slice | torch.Tensor) -> QuantizedTensor:
+    """Return some rows of a matrix: a slice, without a copy, or indices (n,).
+
+    A matrix of blocks gives only slices that begin where a block does; ValueError for others.
+    """
+    scales: slice | torch.Tensor = rows
+    if whole.args.block is not None:
+        bn = whole.args.block[0]
+        if not isinstance(rows, slice) or rows.step is not None or (rows.start or 0) % bn:
+            raise ValueError(f"{rows} does not begin with a block of {bn} rows")
+        scales = slice(rows.start and rows.start // bn, rows.stop and -(-rows.stop // bn))
+    zeros = None if whole.zeros is None else whole.zeros[scales]
+    return QuantizedTensor(whole.codes[rows], whole.scales[scales], zeros, whole.args)
+
+
 def stack_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
     """Return one matrix with the rows of all parts, one part behind the other.
 

@@ -35,6 +35,14 @@ def atomic_write(path: Path, data: bytes, *, shared: bool = False) -> None:
         raise OutputError(f"can't write {path}: {error.strerror or error}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises OutputError where that can't be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"can't make the folder {path}: {error.strerror or error}") from error
+
+
 def sha256_file(path: Path) -> str:
     """Return the hash of a file, read in pieces."""
     digest = hashlib.sha256()

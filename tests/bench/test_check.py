@@ -1,6 +1,8 @@
 """The whole check on tiny models: verdicts and exit codes, reports, cards, pages."""
 
 import json
+import math
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +15,8 @@ from soroq.bench.quality.check import CheckRequest, Report, check
 from soroq.bench.quality.page import _front, page
 from soroq.bench.quality.report import BEGIN, card_section, markdown, write_card
 from soroq.cli import app
-from soroq.core.errors import CheckError
+from soroq.commands.check import page_of
+from soroq.core.errors import CheckError, OutputError
 from soroq.core.recipe import Recipe
 from soroq.core.schemes import get_scheme
 from soroq.models.tiny import write_tiny_model
@@ -74,8 +77,8 @@ def report(models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path) ->
 def test_a_report_has_texts_tasks_noise_and_layers(report: Report) -> None:
     (text,) = report.texts
     assert set(text.by_kind) == {"news", "law"}
-    assert sum(n for n, _, _ in text.by_kind.values()) == text.n_tokens
-    assert sum(n for n, _, _ in text.by_position.values()) == text.n_tokens
+    assert sum(n for n, *_ in text.by_kind.values()) == text.n_tokens
+    assert sum(n for n, *_ in text.by_position.values()) == text.n_tokens
     assert 0 < text.kl.low < text.kl.estimate < text.kl.high
     assert text.kl_p99.estimate <= text.kl_max
     assert {(t.name, t.scoring, t.primary) for t in report.tasks} == {
@@ -187,6 +190,59 @@ def test_the_page_is_whole_and_loads_nothing(report: Report) -> None:
                 assert -1 <= float(node.attrib.get(key, 0)) <= 1200
 
 
+def test_parts_of_a_text_have_perplexity_and_agreement(report: Report) -> None:
+    (text,) = report.texts
+    for parts in (text.by_kind, text.by_position):
+        n = sum(part.n_tokens for part in parts.values())
+        for name in ("delta_nll", "kl", "top1", "top5"):
+            mean = sum(getattr(p, name) * p.n_tokens for p in parts.values()) / n
+            assert mean == pytest.approx(getattr(text, name).estimate, abs=1e-6), name
+        for side in ("perplexity_base", "perplexity"):
+            nats = sum(math.log(getattr(p, side)) * p.n_tokens for p in parts.values()) / n
+            assert math.exp(nats) == pytest.approx(getattr(text, side), rel=1e-6)
+    # bytes of a kind: tokens · nats a token / ln 2 / bits a byte
+    n_bytes = [
+        p.n_tokens * math.log(p.perplexity) / math.log(2) / p.bits_per_byte
+        for p in text.by_kind.values()
+    ]
+    whole = text.n_tokens * math.log(text.perplexity) / math.log(2) / text.bits_per_byte
+    assert sum(n_bytes) == pytest.approx(whole, rel=1e-6)
+    document = report.to_json()
+    assert page([document]).count(f"{text.by_kind['law'].top1:.3f}") >= 1
+    assert f"{text.by_kind['law'].bits_per_byte:.3f}" in markdown(report)
+    # a file's keys are sorted as text, positions are shown as numbers
+    shown = page([json.loads(json.dumps(document, sort_keys=True))])
+    places = re.findall(r"<td class=n>(\d+)–\d+</td>", shown)
+    assert [int(place) for place in places] == [1, 16]
+    old = json.loads(json.dumps(document))
+    for parts in (old["texts"][0]["by_kind"], old["texts"][0]["by_position"]):
+        parts.update({name: part[:3] for name, part in parts.items()})
+    assert "law" in page([old])
+
+
+def test_pages_compare_candidates_of_one_base_on_one_text(report: Report, tmp_path: Path) -> None:
+    document = json.loads(json.dumps(report.to_json()))
+    files = [tmp_path / name for name in ("a.json", "b.json")]
+
+    def told(change: Any) -> str:
+        other = json.loads(json.dumps(document))
+        change(other)
+        for file, one in zip(files, (document, other), strict=True):
+            file.write_text(json.dumps(one))
+        with pytest.raises(CheckError) as error:
+            page_of(files, tmp_path / "page.html")
+        return str(error.value)
+
+    assert "on other windows" in told(lambda d: d["settings"]["sets"].update(tg="x"))
+    assert "of one base" in told(lambda d: d["texts"][0].update(perplexity_base=1e3))
+    assert "not whole: KeyError('tasks')" in told(lambda d: d.pop("tasks"))
+    assert "schema 'soroq-check/9'" in told(lambda d: d.update(schema="soroq-check/9"))
+    assert not (tmp_path / "page.html").exists()
+    files[1].write_text(json.dumps(document))
+    page_of(files, tmp_path / "page.html")
+    assert "quality against size" in (tmp_path / "page.html").read_text()
+
+
 def test_the_front_holds_what_nothing_beats() -> None:
     points = [(400.0, 0.1), (380.0, 0.5), (390.0, 0.6), (440.0, 0.01), (450.0, 0.02)]
     assert _front(points) == [(380.0, 0.5), (400.0, 0.1), (440.0, 0.01)]
@@ -197,6 +253,29 @@ def test_shots_that_leave_nothing_are_refused(
 ) -> None:
     with pytest.raises(CheckError, match="30 shots leave no item"):
         check(_request(models, files, tmp_path / "c", shots=30))
+    assert not (tmp_path / "c").exists()  # nothing was run before
+
+
+def test_letters_go_to_z_and_no_further(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    for n in (26, 27):
+        row = {"question": "?", "choices": [f"{i}." for i in range(n)], "answer": n - 1}
+        files["items"].write_text("\n".join(json.dumps(row) for _ in range(2)))
+        request = _request(models, files, tmp_path / "c", mode="letter")
+        if n == 26:
+            (task,) = (t for t in check(request).tasks if t.name == "items")
+            assert (task.scoring, task.n) == ("letter", 2)
+    with pytest.raises(CheckError, match="has 27 choices, --mode letter has 26"):
+        check(request)
+
+
+def test_a_cache_that_can_not_be_made_is_one_clear_line(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "c").write_text("in the way")
+    with pytest.raises(OutputError, match="can't make the folder"):
+        check(_request(models, files, tmp_path / "c"))
 
 
 def test_a_gate_on_what_is_not_given_stops_before_anything_runs(

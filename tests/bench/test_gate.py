@@ -135,6 +135,8 @@ def test_names_that_are_not_measured_are_an_error_before_and_after() -> None:
         ("level = 2.0\n[text.tg]\nkl = 1", "level"),
         ("[text.tg", "not TOML"),
         ("", "sets no limit"),
+        ("text = 3", "'text' is 3; limits stand under"),
+        ("generation = 3", "no table"),
     ],
 )
 def test_broken_gates_are_one_clear_line(text: str, said: str, tmp_path: Path) -> None:
@@ -143,3 +145,23 @@ def test_broken_gates_are_one_clear_line(text: str, said: str, tmp_path: Path) -
         read_gate(tmp_path / "gate.toml")
     with pytest.raises(CheckError, match="can't be read"):
         read_gate(tmp_path / "no.toml")
+
+
+def test_yaml_says_what_toml_says(tmp_path: Path) -> None:
+    toml, yaml = tmp_path / "gate.toml", tmp_path / "gate.yaml"
+    toml.write_text('level = 0.9\n[text.tg]\nkl = 1\n[task."*"]\nrecovery = 0.98\n')
+    yaml.write_text('level: 0.9\ntext:\n  tg: {kl: 1}\ntask:\n  "*":\n    recovery: 0.98\n')
+    assert read_gate(yaml) == read_gate(toml)
+    for text, said in (("a: [", "not YAML"), ("3", "no limit"), ("", "no limit"), ("1: 2", "'1'")):
+        yaml.write_text(text)
+        with pytest.raises(CheckError, match=said) as error:
+            read_gate(yaml)
+        assert "\n" not in str(error.value)
+
+
+def test_limits_on_generated_text_want_text_to_be_generated() -> None:
+    gate = Gate((Limit("generation", "*", "empty", 0.1, True),))
+    with pytest.raises(CheckError, match="--prompts N"):
+        refuse_unmeasured(gate, [], [])
+    refuse_unmeasured(gate, [], [], prompts=4)
+    refuse_unmeasured(read_gate(None), ["tg"], [])

@@ -11,7 +11,7 @@ from soroq.bench.quality.compare import compare_text
 from soroq.bench.quality.model import open_model, refuse_other_tokenizer
 from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.sets import EvalSet, make_set, read_passages, refuse_other_language
-from soroq.core.errors import CheckError
+from soroq.core.errors import CheckError, CheckpointError
 from soroq.loading import load, load_tokenizer
 from soroq.models.tiny import write_tiny_model
 
@@ -211,6 +211,21 @@ def test_models_of_other_tokenizers_are_refused(base: Path, tmp_path: Path) -> N
     with pytest.raises(CheckError, match="different tokenizers"):
         refuse_other_tokenizer(load_tokenizer(base), load_tokenizer(other), "a", "b")
     refuse_other_tokenizer(load_tokenizer(base), load_tokenizer(base), "a", "b")
+    twin = load_tokenizer(base)
+    twin.bos_token = twin.eos_token
+    with pytest.raises(CheckError, match="different tokenizers"):
+        refuse_other_tokenizer(load_tokenizer(base), twin, "a", "b")
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(base: Path, tmp_path: Path) -> None:
+    import json
+
+    for name, value in (("vocab_size", 100), ("hidden_size", 32), ("intermediate_size", 96)):
+        other = write_tiny_model(tmp_path / name)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(CheckpointError, match="does not fit config.json"):
+            open_model(str(other))
 
 
 RUSSIAN = "Сегодня в городе открыли новую школу, и дети пришли на первый урок вместе с родителями. "
@@ -227,15 +242,12 @@ def test_a_text_named_by_a_language_must_be_in_it() -> None:
     refuse_other_language("tg", [("12 34 56", "text")])
 
 
-def test_a_large_model_keeps_its_weights_as_stored_and_says_the_same(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from soroq.bench.quality import model
-
+def test_weights_stay_as_stored_and_say_what_float_weights_say(base: Path, tmp_path: Path) -> None:
     one = make_set("tg", [(TAJIK * 30, "text")], load_tokenizer(base), seq_len=64)
-    want = Scorer(str(base), cache=tmp_path / "a").base_table(one)
-    monkeypatch.setattr(model, "RESIDENT_BYTES", 0)
-    scorer = Scorer(str(base), cache=tmp_path / "b")
+    scorer = Scorer(str(base), cache=tmp_path)
     found = scorer.base_table(one)
-    torch.testing.assert_close(found.nll, want.nll, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        log_p = load(base)(one.ids).logits[:, :-1].log_softmax(-1)
+    want = -log_p.gather(2, one.ids[:, 1:, None]).flatten()
+    torch.testing.assert_close(found.nll, want, rtol=1e-5, atol=1e-5)
     assert not any(p.ndim == 2 for p in scorer.model.network.parameters())

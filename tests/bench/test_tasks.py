@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.sets import read_passages
+from soroq.bench.quality.tasks import free
 from soroq.bench.quality.tasks.choices import PART, ChoiceScores, score_choices
 from soroq.bench.quality.tasks.free import (
     chrf,
@@ -93,6 +94,44 @@ def test_free_answers_are_read_with_their_metric(tmp_path: Path) -> None:
     items = read_items(_write(tmp_path / "x.jsonl", rows))
     assert [i.metric for i in items] == ["number", "chrf", "exact", "chrf", "chrf"]
     assert [i.references[0] for i in items] == ["4", "Салом", "Рӯдакӣ", "а", "y"]
+
+
+def test_questions_with_answers_are_numbers_only_where_the_answer_is_one(tmp_path: Path) -> None:
+    rows = [{"question": "q", "answer": a} for a in ("a\n#### 1,200", "$12.50", "Рӯдакӣ", 7)]
+    items = read_items(_write(tmp_path / "x.jsonl", rows))
+    got = [(i.metric, i.references[0]) for i in items]
+    assert got == [("number", "1,200"), ("number", "12.50"), ("exact", "Рӯдакӣ"), ("number", "7")]
+    _write(tmp_path / "x.jsonl", [*rows, {"question": "q", "answer": "#### many"}])
+    with pytest.raises(CheckError, match=r"x.jsonl:5: answer 'many' behind #### is no number"):
+        read_items(tmp_path / "x.jsonl")
+
+
+def test_flores_is_read_from_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "eng_Latn.devtest").write_text("Hello\nBread\n")
+    (tmp_path / "tgk_Cyrl.devtest").write_text("Салом\nНон\n")
+    (tmp_path / "rus_Cyrl.devtest").write_text("Привет\nХлеб\n")
+    items = read_items(tmp_path)
+    assert [(i.question, i.references, i.metric) for i in items] == [
+        ("English: Hello\nТоҷикӣ:", ("Салом",), "chrf"),
+        ("English: Bread\nТоҷикӣ:", ("Нон",), "chrf"),
+    ]
+    (tmp_path / "tgk_Cyrl.devtest").write_text("Салом\n")
+    with pytest.raises(CheckError, match="has 2 lines, tgk_Cyrl.devtest 1"):
+        read_items(tmp_path)
+    (tmp_path / "tgk_Cyrl.devtest").unlink()
+    with pytest.raises(CheckError, match="without one eng_Latn"):
+        read_items(tmp_path)
+
+
+def test_an_answer_behind_examples_ends_where_the_next_question_begins(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = " 42\n\nЧанд?\nҶавоб: 7"
+    monkeypatch.setattr(free, "generate", lambda model, prompt, n: written)
+    item = Item("x", "Чанд?", references=("42",), metric="number")
+    scorer = Scorer(str(base), cache=tmp_path)
+    assert score_free(scorer, [item]) == [0.0]  # alone, the last number is the answer
+    assert score_free(scorer, [item], examples=[item]) == [1.0]
 
 
 def test_csv_and_json_are_read(tmp_path: Path) -> None:
@@ -296,6 +335,13 @@ def test_exact_and_number_answers_are_compared_without_dressing() -> None:
     assert score_answer("Ҳофиз", exact) == 0.0
     number = Item("x", "q", references=("1200",), metric="number")
     assert score_answer("It is 1,200.", number) == 1.0
+    assert score_answer("12 + 8 = 20\n1200", number) == 1.0
+    assert score_answer("Ҳамагӣ 1 200 сомонӣ", number) == 1.0
+    assert score_answer("#### 1200\n\nQuestion: what is 5 + 5?", number) == 1.0
+    assert score_answer("12\n00", number) == 0.0
+    half = Item("x", "q", references=("12,5",), metric="number")
+    assert score_answer("12.5", half) == 1.0
+    assert score_answer("125", half) == 0.0
     assert score_answer("It is 12", number) == 0.0
     assert score_answer("none", number) == 0.0
 

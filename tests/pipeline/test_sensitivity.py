@@ -91,7 +91,15 @@ def test_languages_are_measured_apart_and_count_alike(
     assert mix(scaled, recipe, bits_per_weight=4.6)[1] == mix(both, recipe, bits_per_weight=4.6)[1]
     limit = sum(g.kl["tg"] for g in both.groups)
     assert set(mix(both, recipe, max_loss=2 * limit)[1].values()) == {"int4-g128"}
-    assert "int8-g128" in mix(scaled, recipe, max_loss=2 * limit)[1].values()
+    told = set(mix(scaled, recipe, max_loss=2 * limit)[1].values())
+    assert told & {"int8-g128", "int8-row"}
+
+
+def test_whole_rows_of_int8_are_a_format(found: Sensitivity) -> None:
+    for group in found.groups:
+        # never more bytes than groups of 128; the tiny model's rows are no longer than those
+        assert group.formats["int8-row"][0] <= group.formats["int8-g128"][0]
+        assert group.formats["int8-row"][1] < 0.1 * group.formats["int4-g32"][1]
 
 
 def test_a_stopped_measurement_goes_on_where_it_was(

@@ -11,9 +11,9 @@ from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.tasks.items import Item
 from soroq.bench.quality.tasks.prompts import LETTERS, Prompt, encode_choices, write_context
 from soroq.core.errors import CheckError
-from soroq.io.writer import atomic_write
+from soroq.io.writer import atomic_write, make_folder
 
-PART = 32  # items in a cached part
+PART = 8  # items in a cached part: what is lost when a run is stopped
 MODES = ("text", "letter")
 
 
@@ -78,8 +78,10 @@ def score_choices(
         if file.exists():
             rows = json.loads(file.read_text())
         else:
-            listen(first, len(items), f"{scorer.source} {name}")
-            rows = [asdict(compute(item)) for item in part]
+            rows = []
+            for place, item in enumerate(part):
+                listen(first + place, len(items), f"{scorer.source} {name}")
+                rows.append(asdict(compute(item)))
             write_json(file, rows)
         found += [
             ChoiceScores(r["item"], r["answer"], tuple(r["log_likelihood"]), tuple(r["lengths"]))
@@ -96,5 +98,5 @@ def _key(items: Sequence[Item], examples: Sequence[Item], kind: str) -> str:
 
 def write_json(file: Path, document: object) -> None:
     """Write JSON as a whole, with the folders above it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     atomic_write(file, json.dumps(document, ensure_ascii=False).encode(), shared=True)

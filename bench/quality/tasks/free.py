@@ -18,9 +18,10 @@ from soroq.bench.quality.tasks.choices import write_json
 from soroq.bench.quality.tasks.items import Item
 from soroq.bench.quality.tasks.prompts import write_context
 
-PART = 8
+PART = 4  # answers in a cached part: what is lost when a run is stopped
 ORDER, BETA = 6, 2.0
 REPEATED_GRAM = 4
+NUMBER = re.compile(r"-?\d+(?:[ \u00a0\u202f]\d{3}(?!\d))*(?:[.,]\d+)*")
 
 
 def generate(model: Model, prompt: str, max_tokens: int) -> str:
@@ -48,8 +49,11 @@ def generate_all(
         key = hashlib.sha256(json.dumps([part, max_tokens]).encode()).hexdigest()[:24]
         file = scorer.item_file(f"text-{key}")
         if not file.exists():
-            listen(first, len(prompts), f"{scorer.source} {name}")
-            write_json(file, [generate(scorer.model, prompt, max_tokens) for prompt in part])
+            found = []
+            for place, prompt in enumerate(part):
+                listen(first + place, len(prompts), f"{scorer.source} {name}")
+                found.append(generate(scorer.model, prompt, max_tokens))
+            write_json(file, found)
         texts += json.loads(file.read_text(encoding="utf-8"))
     listen(len(prompts), len(prompts), f"{scorer.source} {name}")
     return texts
@@ -67,6 +71,8 @@ def score_free(
     """Return each item's score in [0, 1]: exact match, the same number, or chrF."""
     prompts = [write_context(item, examples) for item in items]
     answers = generate_all(scorer, prompts, max_tokens, name=name, listen=listen)
+    if examples:  # models that have seen some go on with a question of their own
+        answers = [answer.strip().split("\n\n")[0] for answer in answers]
     return [score_answer(a, item) for a, item in zip(answers, items, strict=True)]
 
 
@@ -75,7 +81,8 @@ def score_answer(answer: str, item: Item) -> float:
     if item.metric == "chrf":
         return max(chrf(answer.strip().split("\n\n")[0], r) for r in item.references)
     if item.metric == "number":
-        numbers = re.findall(r"-?\d[\d\s.,]*", answer)
+        final = NUMBER.findall(answer.partition("####")[2])
+        numbers = final[:1] or NUMBER.findall(answer)
         given = _number(numbers[-1]) if numbers else None
         return float(given is not None and any(given == _number(r) for r in item.references))
     first = _plain(answer.strip().split("\n")[0])
@@ -89,7 +96,10 @@ def _plain(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    digits = re.sub(r"[\s,]", "", text).rstrip(".")
+    """Return what a number of NUMBER's form means: 1,200 and 1 200 are 1200, 12,5 is 12.5."""
+    digits = re.sub(r"\s", "", text)
+    thousands = re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", digits)
+    digits = digits.replace(",", "" if thousands else ".")
     try:
         return float(digits)
     except ValueError:

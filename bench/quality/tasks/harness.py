@@ -37,8 +37,7 @@ def run_harness(
 
     Raises CheckError when lm-eval is missing, or the task or its data can't be found.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise CheckError(f"{PREFIX}{spec} needs lm-evaluation-harness: pip install lm-eval")
+    find_task(spec)
     import lm_eval
 
     key = hashlib.sha256(json.dumps([spec, shots, limit, lm_eval.__version__]).encode())
@@ -50,19 +49,27 @@ def run_harness(
     return HarnessScores(document["metric"], document["values"])
 
 
-def _evaluate(
-    scorer: Scorer, spec: str, shots: int | None, limit: int | None
-) -> dict[str, list[dict[str, Any]]]:
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+def find_task(spec: str) -> Any:
+    """Return lm-eval's TaskManager that knows the task `spec`. Raises CheckError if none does."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise CheckError(f"{PREFIX}{spec} needs lm-evaluation-harness: pip install lm-eval")
     from lm_eval.tasks import TaskManager
 
     name, _, folder = spec.partition("@")
     if folder and not Path(folder).is_dir():
         raise CheckError(f"{PREFIX}{spec}: {folder!r} is not a directory of tasks")
     manager = TaskManager(include_path=folder or None)
-    if not manager.match_tasks([name]):
+    if not name or not manager.match_tasks([name]):
         raise CheckError(f"lm-evaluation-harness has no task {name!r}; see `lm-eval ls tasks`")
+    return manager
+
+
+def _evaluate(
+    scorer: Scorer, spec: str, shots: int | None, limit: int | None
+) -> dict[str, list[dict[str, Any]]]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     model = HFLM(
         pretrained=scorer.model.network,
         tokenizer=scorer.model.tokenizer,
@@ -73,10 +80,10 @@ def _evaluate(
     try:
         result = lm_eval.simple_evaluate(
             model=model,
-            tasks=[name],
+            tasks=[spec.partition("@")[0]],
             num_fewshot=shots or None,
             limit=limit,
-            task_manager=manager,
+            task_manager=find_task(spec),
             log_samples=True,
             bootstrap_iters=0,
         )

@@ -38,6 +38,7 @@ SIB_TOPICS_TG = (
     "фароғат",
     "ҷуғрофия",
 )
+FLORES = ("eng_Latn", "tgk_Cyrl")
 _LETTERS = ("ABCDEFGHIJ", "АБВГДЕЖЗИК", "АБСДЕФГҲИЙ")  # Latin, Cyrillic order, Cyrillic look-alike
 
 
@@ -83,7 +84,10 @@ def read_items(path: Path) -> list[Item]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield ("file:line", row) of a JSONL, JSON, CSV, TSV or Parquet file."""
+    """Yield ("file:line", row) of a JSONL, JSON, CSV, TSV or Parquet file, or of FLORES' folder."""
+    if path.is_dir():
+        yield from _flores_rows(path)
+        return
     if not path.is_file():
         raise CheckError(f"items {str(path)!r} do not exist")
     if path.suffix == ".parquet":
@@ -133,6 +137,28 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise CheckError(f"{path}: unknown kind of file; use .jsonl, .json, .csv, .tsv or .parquet")
     for number, row in enumerate(rows, 1):
         yield f"{path}:{number}", _object(row, f"{path}:{number}")
+
+
+def _flores_rows(folder: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the pairs of a folder of FLORES-200: a file a language, a line a sentence."""
+    sides = [sorted(folder.glob(f"{language}.*")) for language in FLORES]
+    if any(len(side) != 1 for side in sides):
+        raise CheckError(
+            f"{folder} is a folder without one {FLORES[0]}.* and one {FLORES[1]}.* file (FLORES); "
+            "name a file of items"
+        )
+    try:
+        lines = [side[0].read_text(encoding="utf-8").splitlines() for side in sides]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckError(f"{folder}: unreadable: {error}") from error
+    if len(lines[0]) != len(lines[1]):
+        raise CheckError(
+            f"{sides[0][0]} has {len(lines[0])} lines, {sides[1][0].name} {len(lines[1])}; they "
+            "are to be the same sentences"
+        )
+    for number, pair in enumerate(zip(*lines, strict=True), 1):
+        row = {f"sentence_{name}": line for name, line in zip(FLORES, pair, strict=True)}
+        yield f"{sides[1][0]}:{number}", row
 
 
 def _object(row: Any, where: str) -> Row:
@@ -299,9 +325,20 @@ def _hellaswag(row: Row, where: str) -> Item:
 
 
 def _gsm8k(row: Row, where: str) -> Item:
-    answer = _string(row, "answer").rpartition("####")[2].strip()
+    """GSM8K: the number behind "####". Any other question and answer: a number, or exact text."""
+    _, mark, answer = _string(row, "answer").rpartition("####")
+    answer = answer.strip()
+    number = re.fullmatch(r"[-$]*\d[\d.,]*%?", answer)
+    if mark and not number:
+        raise ValueError(f"answer {answer!r} behind #### is no number")
+    if not answer:
+        raise ValueError("`answer` is empty")
     return Item(
-        _id(row, where), _string(row, "question"), (), -1, (answer,), "number", subject="maths"
+        _id(row, where),
+        _string(row, "question"),
+        references=(answer.strip("$%"),) if number else (answer,),
+        metric="number" if number else "exact",
+        subject=_text(row, "subject") or ("maths" if mark else ""),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from soroq.bench.quality.tasks.items import Item, is_cyrillic
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)

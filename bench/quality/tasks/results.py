@@ -24,7 +24,7 @@ from soroq.bench.quality.tasks.choices import ChoiceScores, score_choices
 from soroq.bench.quality.tasks.free import score_free
 from soroq.bench.quality.tasks.harness import HarnessScores, run_harness
 from soroq.bench.quality.tasks.items import Item
-from soroq.bench.quality.tasks.prompts import split_shots
+from soroq.bench.quality.tasks.prompts import LETTERS, split_shots
 from soroq.core.errors import CheckError
 
 Measures = dict[tuple[str, str, str], Measure]
@@ -66,6 +66,19 @@ class TaskResult:
 Answers = dict[str, tuple[list[ChoiceScores], dict[str, list[float]]]]
 
 
+def refuse_unrunnable(tasks: Mapping[str, list[Item]], options: TaskOptions) -> None:
+    """Raise CheckError for tasks that the options leave nothing of, before anything runs."""
+    for name, items in tasks.items():
+        if options.shots >= len(items):
+            raise CheckError(f"task {name!r}: {options.shots} shots leave no item to score")
+        most = max(items, key=lambda item: len(item.choices))
+        if options.mode == "letter" and len(most.choices) > len(LETTERS):
+            raise CheckError(
+                f"task {name!r}: item {most.id!r} has {len(most.choices)} choices, --mode letter "
+                f"has {len(LETTERS)} letters; use --mode text"
+            )
+
+
 def run_tasks(
     scorer: Scorer, tasks: Mapping[str, list[Item]], options: TaskOptions, listen: Listen
 ) -> Answers:
@@ -75,8 +88,6 @@ def run_tasks(
         examples, rest = split_shots(items, options.shots, options.seed)
         if options.items is not None and len(rest) > options.items:
             rest = [rest[i * len(rest) // options.items] for i in range(options.items)]
-        if not rest:
-            raise CheckError(f"task {name!r}: {options.shots} shots leave no item to score")
         choices = [item for item in rest if item.choices]
         scores = score_choices(
             scorer, choices, examples=examples, mode=options.mode, name=name, listen=listen
