@@ -17,7 +17,7 @@ from soroq.io.safetensors_file import NAMES, TensorInfo, fsync_directory
 PIECE = 4 << 20  # bytes hashed or copied at a time
 
 
-def atomic_write(path: Path, data: bytes, *, shared: bool = False) -> None:
+def atomic_write(path: Path, data: bytes | memoryview, *, shared: bool = False) -> None:
     """Write `data` under a temporary name, flush it to the disk and rename it to `path`.
 
     shared: other processes may write the same path at the same time, so the temporary name is this
