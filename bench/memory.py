@@ -191,9 +191,28 @@ def _peak() -> int:
 
 
 def _write_model(base: Path, shape: dict[str, Any]) -> None:
-    from soroq.models.tiny import write_tiny_model
+    """Write a model of random weights, one tensor in memory at a time."""
+    import torch
 
-    write_tiny_model(base, shards=8, **shape)
+    from soroq.io.safetensors_file import TensorInfo
+    from soroq.io.writer import ShardedWriter
+    from soroq.models.runner import build_skeleton
+    from soroq.models.tiny import tiny_config
+
+    config = tiny_config(**shape)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(size: torch.Size) -> torch.Tensor:
+        values = torch.empty(size, dtype=torch.bfloat16)
+        return values.normal_(0, size[-1] ** -0.5, generator=generator)
+
+    base.mkdir(parents=True, exist_ok=True)
+    writer = ShardedWriter(base, max_shard_bytes=1 << 30)
+    for name, parameter in build_skeleton(config).named_parameters():
+        if not name.startswith("lm_head."):  # tied to the embedding
+            info = TensorInfo(tuple(parameter.shape), torch.bfloat16, 2 * parameter.numel())
+            writer.add_lazy(name, info, lambda size=parameter.shape: draw(size))
+    writer.finish(config, {})
 
 
 def main() -> None:
