@@ -13,7 +13,13 @@ import pytest
 import torch
 
 from soroq.calib.dataset import CalibrationSet, ids_sha256
-from soroq.core.errors import CalibrationError, CheckpointError, OutputError, SoroqError
+from soroq.core.errors import (
+    CalibrationError,
+    CheckpointError,
+    NumericsError,
+    OutputError,
+    SoroqError,
+)
 from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
@@ -365,6 +371,25 @@ def test_damaged_checkpoint_is_one_clear_error_and_leaves_no_output(
     with pytest.raises(SoroqError, match=message):
         quantize(base, tmp_path / "out", recipe=_recipe("int4-rtn"), calibration=None)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_nan_outside_the_blocks_is_noticed_before_any_work(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = write_tiny_model(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors[name][3] = float("nan")
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(NumericsError, match=rf"{name}: \d+ of \d+ values are NaN"):
+        quantize(base, tmp_path / "out", recipe=_recipe("int4-rtn"), calibration=None)
+    assert list(tmp_path.iterdir()) == [base]
+
+
+def test_output_under_a_file_is_one_clear_error(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="can't make .*out.partial: Not a directory"):
+        quantize(base, tmp_path / "file" / "out", recipe=_recipe("int4-rtn"), calibration=None)
 
 
 def test_output_that_is_not_empty_is_left_alone(base: Path, tmp_path: Path) -> None:
