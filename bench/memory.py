@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, results: Any) -> None:
         shutil.rmtree(out, ignore_errors=True)
     try:
         if options.only_distill:
-            _distill_rounded(options.work / "base", out, recipe, calibration, listen)
+            _distill_rounded(options, out, recipe, calibration, listen)
         else:
             quantize(
                 options.work / "base",
@@ -145,7 +145,7 @@ def _calibration(recipe: "Recipe", vocabulary: int) -> "CalibrationSet":
 
 
 def _distill_rounded(
-    base: Path,
+    options: argparse.Namespace,
     out: Path,
     recipe: "Recipe",
     calibration: "CalibrationSet",
@@ -167,9 +167,17 @@ def _distill_rounded(
         if step.module == "writing":
             raise _Enough
 
+    base = options.work / "base"
     plain = replace(recipe, scheme=replace(recipe.scheme, distilled=False))
     try:
-        quantize(base, out, recipe=plain, calibration=None, listen=until_written)
+        quantize(
+            base,
+            out,
+            recipe=plain,
+            calibration=None,
+            resume=options.resume,
+            listen=until_written,
+        )
     except _Enough:
         pass
     stage, checkpoint = Stage(out), open_checkpoint(base)

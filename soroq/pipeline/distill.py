@@ -11,7 +11,6 @@ model finds likely in it. A part of the windows is held out; a result that doesn
 them than the start is dropped.
 """
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from soroq.core.qtensor import QuantizedTensor
 from soroq.core.recipe import Recipe
 from soroq.io.checkpoint import Checkpoint
 from soroq.io.formats.compressed_tensors import decode
-from soroq.io.writer import atomic_write
+from soroq.io.writer import atomic_save
 from soroq.methods.distill import ScaledLinear, divergence, tuned_scales
 from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile
@@ -332,15 +331,13 @@ class Head:
 
 
 def _save(path: Path, student: Student, optimizer: torch.optim.Optimizer, step: int) -> None:
-    buffer = io.BytesIO()
     state = {
         "step": step,
         "deltas": {name: p.detach() for name, p in student.deltas.items()},
         "norms": {name: p.detach() for name, p in student.norms.items()},
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(state, buffer)
-    atomic_write(path, buffer.getbuffer())
+    atomic_save(path, lambda file: torch.save(state, file))
 
 
 def _restore(path: Path, student: Student, optimizer: torch.optim.Optimizer) -> int:
