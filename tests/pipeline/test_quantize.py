@@ -134,7 +134,9 @@ def test_output_is_complete_and_says_what_was_done(base: Path, tmp_path: Path) -
     assert manifest is not None
     assert manifest.calibration is not None
     assert manifest.calibration["sha256"] == ids_sha256(_ids())
-    assert "int4-gptq" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "int4-gptq" in card
+    assert 'AutoModelForCausalLM.from_pretrained("this directory"' in card
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -220,6 +222,9 @@ def test_embedding_and_head_share_one_quantized_tensor(
     plain = tmp_path / "plain"
     quantize(base, plain, recipe=_recipe("int4-gptq"), calibration=_calibration())
     test = _ids(3, seed=9)
+    card = (out / "README.md").read_text()
+    assert "soroq.load(" in card
+    assert "AutoModelForCausalLM" not in card  # it can't open this
     packed = load(out)
     torch.testing.assert_close(
         _logits(packed, test), _logits(load(out, packed=False), test), rtol=1e-4, atol=1e-4
