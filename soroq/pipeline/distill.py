@@ -185,8 +185,11 @@ class Student:
         for path in layout.architecture.linears:
             scheme = self._recipe.scheme_for(prefix + path)
             if scheme is not None:
-                quantized[path] = decode(prefix + path, tensors, scheme.weight)
-                plain[f"{path}.weight"] = quantized[path].dequantize()
+                value = quantized[path] = decode(prefix + path, tensors, scheme.weight)
+                # what a ScaledLinear replaces below needs a shape only
+                learned = prefix + path in self.deltas
+                empty = torch.zeros(1, 1).expand(value.shape)
+                plain[f"{path}.weight"] = empty if learned else value.dequantize()
         plain = {n: t for n, t in plain.items() if not n.endswith("input_scale")}
         block = self._runner.build_block(index, plain)
         for path, value in quantized.items():
