@@ -18,6 +18,7 @@ hours here. Token ids are those of the built-in calibration text where the vocab
 
 import argparse
 import multiprocessing
+import queue
 import resource
 import shutil
 import time
@@ -168,7 +169,7 @@ def _distill_rounded(
             raise _Enough
 
     base = options.work / "base"
-    plain = replace(recipe, scheme=replace(recipe.scheme, distilled=False))
+    plain = type(recipe)(replace(recipe.scheme, distilled=False))  # whatever the windows are
     try:
         quantize(
             base,
@@ -249,7 +250,13 @@ def main() -> None:
     results = context.Queue()
     run = context.Process(target=measure, args=(options, results))
     run.start()
-    facts = results.get()
+    while True:
+        try:
+            facts = results.get(timeout=5)
+            break
+        except queue.Empty:
+            if not run.is_alive():
+                raise SystemExit("the measured run failed") from None
     run.join()
     source_bytes = sum(f.stat().st_size for f in base.glob("*.safetensors"))
     append_record(
