@@ -34,7 +34,7 @@ class CalibrationSet:
         return ids_sha256(self.ids)
 
     def save(self, path: Path) -> None:
-        """Write the set to one file, whole or not at all."""
+        """Write the set to one file, whole or not at all. Raises CalibrationError if it can't."""
         from safetensors.torch import save
 
         metadata = {
@@ -43,8 +43,12 @@ class CalibrationSet:
             "manifest": json.dumps(self.manifest, ensure_ascii=False, sort_keys=True),
         }
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(save({"ids": self.ids.to(torch.int32)}, metadata))
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(save({"ids": self.ids.to(torch.int32)}, metadata))
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CalibrationError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def ids_sha256(ids: torch.Tensor) -> str:

@@ -1,6 +1,7 @@
 """The command line: what it prints, and that bad input is one line and exit code 2."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,17 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(lines) == 1
     assert message in lines[0]
     assert not any(path.name.endswith("partial") for path in tmp_path.iterdir())
+
+
+def test_an_unknown_architecture_is_named_before_text_is_read(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    assert _soroq(monkeypatch, "quantize", other, "-o", tmp_path / "out") == 2
+    assert "model_type 'mamba' is not supported; supported: gemma3" in capsys.readouterr().err
 
 
 def test_interrupt_says_how_to_resume_and_resuming_finishes(

@@ -68,7 +68,34 @@ def llmcompressor(base: Path, ids: torch.Tensor, method: str) -> Any:
             max_seq_length=ids.shape[1],
             num_calibration_samples=ids.shape[0],
         )
+    if method == "awq":
+        round_weights(model)
     return model
+
+
+def round_weights(model: Any) -> None:
+    """Round the weights of a model that llm-compressor's QuantizationModifier left in memory.
+
+    It rounds in forward and when it saves; the weights themselves stay as they were folded.
+    """
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None and scheme.weights is not None:
+            rounded = fake_quantize(
+                module.weight, module.weight_scale, module.weight_zero_point, scheme.weights
+            )
+            module.weight.data.copy_(rounded)
+
+
+def check_levels(tensors: dict[str, torch.Tensor], group_size: int = 64) -> None:
+    """Stop if a linear holds more than 16 values a row and group: then it is not 4-bit."""
+    for name, tensor in tensors.items():
+        if name.endswith("_proj.weight"):
+            for part in tensor[0].view(-1, group_size):
+                if len(part.unique()) > 16:
+                    raise SystemExit(f"{name} is not 4-bit: the peer left it unquantized in memory")
 
 
 def gptqmodel(base: Path, ids: torch.Tensor) -> Any:
@@ -185,6 +212,7 @@ def main() -> None:
         model.save_pretrained(options.out, save_compressed=True)
     else:
         tensors = dense_weights(model, options.base)
+        check_levels(tensors)
         save_file(tensors, options.out / "model.safetensors", {"format": "pt"})
         shutil.copy(options.base / "config.json", options.out / "config.json")
     for file in options.base.glob("tokenizer*"):

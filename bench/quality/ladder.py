@@ -1,4 +1,4 @@
-"""The ladder: every scheme and every peer against the original, on the same tokens, in one run.
+"""The ladder: every scheme and every peer against the original, on the same tokens.
 
     python -m soroq.bench.quality.ladder gemma3-270m --work ladder --windows 16 \
         --text tg=valid.jsonl --text en=valid-en.jsonl --scheme int4 --scheme int4-rtn \
@@ -6,7 +6,8 @@
 
 A scheme is a directory of that name under --work, made by `soroq quantize`; a peer is one written
 by `bench/peers/run_peer.py`. One record a model and text goes to bench/records. `--table` prints
-the last run as Markdown and `--picture FILE.svg` draws it; both measure nothing.
+the newest record of each model on the windows of the last run as Markdown and `--picture FILE.svg`
+draws them; both measure nothing.
 """
 
 import argparse
@@ -85,13 +86,18 @@ def _facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def last_run() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return model → text → record of the newest run."""
-    records = [record for record in read_records(BENCH) if "run" in record]
-    newest = max((record["run"] for record in records), default="")
+def newest_results() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return model → text → newest record, of the texts' windows that the newest run measured.
+
+    A model that was measured in an earlier run on the very same windows (set_sha256) stays: what a
+    model says of given tokens doesn't depend on what else ran with it.
+    """
+    records = sorted((r for r in read_records(BENCH) if "run" in r), key=lambda r: str(r["run"]))
+    newest = records[-1]["run"] if records else ""
+    windows = {r["text"]: r["set_sha256"] for r in records if r["run"] == newest}
     models: dict[str, dict[str, dict[str, Any]]] = {}
     for record in records:
-        if record["run"] == newest:
+        if windows.get(record["text"]) == record["set_sha256"]:
             models.setdefault(record["model"], {})[record["text"]] = record
     return models
 
@@ -143,9 +149,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     if options.table:
-        print(table(last_run()))
+        print(table(newest_results()))
     elif options.picture is not None:
-        options.picture.write_text(picture(last_run()), encoding="utf-8")
+        options.picture.write_text(picture(newest_results()), encoding="utf-8")
     else:
         run(options)
 

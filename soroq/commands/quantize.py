@@ -105,8 +105,13 @@ def run_quantize(request: QuantizeRequest) -> None:
 
 def quantize_to(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
     """Quantize into `out` with progress on the terminal."""
+    from soroq.io.checkpoint import open_checkpoint
+    from soroq.models.registry import find_layout
+    from soroq.pipeline.plan import make_plan
     from soroq.pipeline.run import quantize
 
+    checkpoint = open_checkpoint(request.model)  # what can't be done is said before text is read
+    make_plan(checkpoint, find_layout(checkpoint.config, set(checkpoint.names())), recipe)
     calibration = None
     if recipe.scheme.needs_calibration or any(
         s and s.needs_calibration for _, s in recipe.overrides

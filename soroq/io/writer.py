@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -23,10 +23,15 @@ def atomic_write(path: Path, data: bytes, *, shared: bool = False) -> None:
     shared: other processes may write the same path at the same time, so the temporary name is this
     process's own; after a kill it stays behind, where otherwise the next run writes over it.
     """
+    atomic_save(path, lambda file: file.write(data), shared=shared)
+
+
+def atomic_save(path: Path, write: Callable[[BinaryIO], object], *, shared: bool = False) -> None:
+    """Do as `atomic_write`, with what `write` puts into the file it is given."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

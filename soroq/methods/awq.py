@@ -6,7 +6,7 @@ each weight column, α searched on the real block output.
 Differs: (1) what is stored decides the scale. A folded norm weight is rounded to the checkpoint's
 bfloat16 first, and s is *defined* as old factor / stored factor, so the fold is exact whatever the
 rounding did (elsewhere, rounding (1 + w)/s − 1 near −1 costs Gemma 3 270M 0.18 nats with nothing
-quantized). (2) s is normalized by its geometric mean and held in [1/8, 8], so dead channels drive
+quantized). (2) s is normalized by its median and held in [1/8, 8], so dead channels drive
 nothing. (3) α = 0 keeps the weights as they are, and wins unless another is better.
 """
 
@@ -21,7 +21,7 @@ def channel_scales(
 ) -> torch.Tensor:
     """Return s (K,) of AWQ for mean magnitudes of inputs and weight columns (K,), α in [0, 1].
 
-    α = 0 gives ones. Geometric mean 1, clamped to [1/8, 8].
+    α = 0 gives ones. Median 1, clamped to [1/8, 8].
     """
     if alpha == 0.0:
         return torch.ones_like(act_absmean)

@@ -12,7 +12,9 @@ from torch import nn
 
 from soroq.core.qtensor import QuantizedTensor
 
-CHUNK = 512  # positions whose logits exist at once
+CHUNK = 512  # positions whose logits exist at once, fewer
+LOGITS = 1 << 25  # where that would be more numbers than this
+HEAD_ROWS = 16384  # of the head that are float32 at once
 
 
 class ScaledLinear(nn.Module):
@@ -51,17 +53,37 @@ def divergence(
 ) -> tuple[float, torch.Tensor]:
     """Return mean KL(p ‖ q) in nats and its gradient with respect to `student`.
 
-    student, teacher (tokens, hidden): what the head gets; head (candidates, hidden). p and q are
-    the softmax over the candidates alone. The gradient of the logits is (q − p) / tokens.
+    student, teacher (tokens, hidden): what the head gets; head (candidates, hidden) in any floating
+    dtype, converted in slices. p and q are the softmax over the candidates alone. The gradient of
+    the logits is (q − p) / tokens.
     """
     gradient = torch.empty_like(student)
     total = 0.0
+    at_once = max(1, min(CHUNK, LOGITS // len(head)))
     with torch.no_grad():
-        for start in range(0, len(student), CHUNK):
-            span = slice(start, start + CHUNK)
-            log_p = (teacher[span] @ head.t()).log_softmax(-1)
-            log_q = (student[span] @ head.t()).log_softmax(-1)
+        for start in range(0, len(student), at_once):
+            span = slice(start, start + at_once)
+            log_p = _logits(teacher[span], head).log_softmax(-1)
+            log_q = _logits(student[span], head).log_softmax(-1)
             p = log_p.exp()
-            total += float((p * (log_p - log_q)).sum(dtype=torch.float64))
-            gradient[span] = (log_q.exp() - p) @ head / len(student)
+            total += float(log_p.sub_(log_q).mul_(p).sum(dtype=torch.float64))
+            gradient[span] = _times_head(log_q.exp_().sub_(p), head) / len(student)
     return total / len(student), gradient
+
+
+def _logits(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Return x headᵀ (tokens, candidates) in float32."""
+    logits = torch.empty(len(x), len(head))
+    for start in range(0, len(head), HEAD_ROWS):
+        rows = head[start : start + HEAD_ROWS].float()
+        torch.mm(x, rows.t(), out=logits[:, start : start + HEAD_ROWS])
+    return logits
+
+
+def _times_head(values: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Return values (tokens, candidates) times head (candidates, hidden) in float32."""
+    product = torch.zeros(len(values), head.shape[1])
+    for start in range(0, len(head), HEAD_ROWS):
+        rows = head[start : start + HEAD_ROWS].float()
+        product.addmm_(values[:, start : start + HEAD_ROWS], rows)
+    return product

@@ -17,14 +17,20 @@ CARD = """# {source}, quantized with soroq: {scheme}
 
 ## Open it
 
-    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained("{source}", dtype="bfloat16")
-
-needs `compressed-tensors` beside transformers and nothing of soroq. vLLM and SGLang read the same
-format. With soroq installed, `soroq.load(path)` keeps the weights packed in memory.
+{opening}
 
 The licence and terms of the original model apply to this one.
 """
+
+ANYWHERE = """    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("this directory", dtype="bfloat16")
+
+needs `compressed-tensors` beside transformers and nothing of soroq. vLLM and SGLang read the same
+format. With soroq installed, `soroq.load("this directory")` keeps the weights packed in memory."""
+WITH_SOROQ = """    import soroq
+    model = soroq.load("this directory")
+
+Embedding and head share one quantized tensor, which transformers alone can't open (tried: 5.17)."""
 
 
 def model_card(manifest: Manifest) -> str:
@@ -62,6 +68,7 @@ def model_card(manifest: Manifest) -> str:
         source_mb=manifest.source_bytes / 1e6,
         calibration=calibration,
         distillation=distillation,
+        opening=ANYWHERE if manifest.recipe["embed"] is None else WITH_SOROQ,
         error=(
             f"{sum(errors) / len(errors):.5f} (plain rounding: {sum(rounding) / len(rounding):.5f})"
             if errors

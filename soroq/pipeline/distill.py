@@ -11,7 +11,6 @@ model finds likely in it. A part of the windows is held out; a result that doesn
 them than the start is dropped.
 """
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from soroq.core.qtensor import QuantizedTensor
 from soroq.core.recipe import Recipe
 from soroq.io.checkpoint import Checkpoint
 from soroq.io.formats.compressed_tensors import decode
-from soroq.io.writer import atomic_write
+from soroq.io.writer import atomic_save
 from soroq.methods.distill import ScaledLinear, divergence, tuned_scales
 from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile
@@ -76,7 +75,7 @@ def distill(
     training = torch.tensor([i for i in range(n) if i not in set(held_out.tolist())])
     steps = max(1, int(recipe.distill_epochs * len(training)) // BATCH)
     order = _order(training, steps, recipe.seed)
-    listen(0, steps, "divergence before")
+    listen(0, steps, f"divergence before, {len(head.weight)} candidates")
     before = _evaluate(student, head, ids, held_out)
     optimizer = torch.optim.Adam(
         [
@@ -186,8 +185,11 @@ class Student:
         for path in layout.architecture.linears:
             scheme = self._recipe.scheme_for(prefix + path)
             if scheme is not None:
-                quantized[path] = decode(prefix + path, tensors, scheme.weight)
-                plain[f"{path}.weight"] = quantized[path].dequantize()
+                value = quantized[path] = decode(prefix + path, tensors, scheme.weight)
+                # what a ScaledLinear replaces below needs a shape only
+                learned = prefix + path in self.deltas
+                empty = torch.zeros(1, 1).expand(value.shape)
+                plain[f"{path}.weight"] = empty if learned else value.dequantize()
         plain = {n: t for n, t in plain.items() if not n.endswith("input_scale")}
         block = self._runner.build_block(index, plain)
         for path, value in quantized.items():
@@ -266,7 +268,7 @@ class Student:
 class Head:
     """The rows of the head that count, and what the original model puts in front of it.
 
-    weight: (candidates, hidden) float32: the text's own tokens and the TOP likeliest, by the
+    weight: (candidates, hidden) as stored: the text's own tokens and the TOP likeliest, by the
     original model, at a sample of its positions.
     """
 
@@ -283,20 +285,34 @@ class Head:
         untied = f"{prefix.removesuffix('model.')}lm_head.weight"
         name = untied if untied in checkpoint.names() else runner.layout.embedding
         vocabulary = checkpoint.info(name).shape[0]
-        windows = torch.linspace(0, len(ids) - 1, min(len(ids), SAMPLED_WINDOWS)).long()
-        stride = max(1, len(windows) * ids.shape[1] // SAMPLED_POSITIONS)
-        sample = self._normed(reference.rows(windows.tolist())).flatten(0, 1)[::stride]
+        sample = self._sample(*ids.shape)
         best = torch.zeros(len(sample), 0)
         tokens = torch.zeros(len(sample), 0, dtype=torch.int64)
         for start in range(0, vocabulary, SLICE_ROWS):
             index = torch.arange(start, min(start + SLICE_ROWS, vocabulary))
             logits = sample @ checkpoint.load_rows(name, index).float().t()
-            best = torch.cat([best, logits], 1)
-            tokens = torch.cat([tokens, index.expand(len(sample), -1)], 1)
+            values, places = logits.topk(min(TOP, len(index)))
+            best = torch.cat([best, values], 1)
+            tokens = torch.cat([tokens, places + start], 1)
             best, kept = best.topk(min(TOP, best.shape[1]))
             tokens = tokens.gather(1, kept)
         candidates = torch.cat([ids.flatten(), tokens.flatten()]).unique()
-        self.weight = checkpoint.load_rows(name, candidates).float()
+        shape = (len(candidates), checkpoint.info(name).shape[1])
+        self.weight = torch.empty(shape, dtype=checkpoint.info(name).dtype)
+        for rows, part in zip(
+            self.weight.split(SLICE_ROWS), candidates.split(SLICE_ROWS), strict=True
+        ):
+            rows.copy_(checkpoint.load_rows(name, part))
+
+    def _sample(self, n: int, seq_len: int) -> torch.Tensor:
+        """Return what the head gets from the original model, at some positions (…, hidden)."""
+        windows = torch.linspace(0, n - 1, min(n, SAMPLED_WINDOWS)).long().tolist()
+        stride = max(1, len(windows) * seq_len // SAMPLED_POSITIONS)
+        parts = []
+        for number, window in enumerate(windows):
+            first = -number * seq_len % stride
+            parts.append(self._normed(self._reference.rows([window])[0, first::stride]))
+        return torch.cat(parts)
 
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -318,15 +334,13 @@ class Head:
 
 
 def _save(path: Path, student: Student, optimizer: torch.optim.Optimizer, step: int) -> None:
-    buffer = io.BytesIO()
     state = {
         "step": step,
         "deltas": {name: p.detach() for name, p in student.deltas.items()},
         "norms": {name: p.detach() for name, p in student.norms.items()},
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(state, buffer)
-    atomic_write(path, buffer.getvalue())
+    atomic_save(path, lambda file: torch.save(state, file))
 
 
 def _restore(path: Path, student: Student, optimizer: torch.optim.Optimizer) -> int:

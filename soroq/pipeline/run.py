@@ -81,6 +81,7 @@ def quantize(
         calibration = _checked(calibration, recipe, layout)
     else:
         calibration = None
+    _check_outside_blocks(checkpoint, layout)
     stage = Stage(out)
     source_sha256 = checkpoint.sha256()
     job = {
@@ -137,6 +138,14 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} is quantized already (config.json has quantization_config); start "
             "from the original weights"
         )
+
+
+def _check_outside_blocks(checkpoint: Checkpoint, layout: DecoderLayout) -> None:
+    """Raise NumericsError for NaN or infinity outside the blocks, which is read at the end only."""
+    blocks = tuple(layout.block(index) + "." for index in range(layout.n_blocks))
+    for name in checkpoint.names():
+        if not name.startswith(blocks):
+            checkpoint.load(name)
 
 
 def _run_block(

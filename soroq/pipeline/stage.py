@@ -51,7 +51,10 @@ class Stage:
             return
         if resume and self.path.exists() and any(self.path.iterdir()):
             raise OutputError(f"{self.path} has no job.json; delete it and start again")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"can't make {self.path}: {error.strerror or error}") from error
         atomic_write(file, json.dumps(job, sort_keys=True, indent=2).encode())
 
     def block_file(self, index: int) -> Path:

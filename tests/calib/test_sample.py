@@ -126,6 +126,15 @@ def test_set_survives_its_file_and_a_changed_token_is_noticed(tmp_path: Path) ->
         load_calibration(path)
 
 
+@pytest.mark.parametrize("place", ["missing/t.calib", ""])
+def test_a_set_that_can_not_be_written_is_a_calibration_error(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(CalibrationError, match="can't write .*folder"):
+        _build().save(folder / place)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_a_calibration_error(raw: bytes) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
+from soroq.methods import distill
 from soroq.methods.distill import CHUNK, ScaledLinear, divergence, tuned_scales
 from soroq.methods.rtn import quantize_rtn
 
@@ -52,3 +53,14 @@ def test_divergence_of_a_model_from_itself_is_nothing() -> None:
     value, gradient = divergence(x, x, head)
     assert value == 0.0
     assert float(gradient.abs().max()) < 1e-6
+
+
+def test_a_stored_head_taken_in_slices_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = torch.randn(13, 16), torch.randn(13, 16)
+    head = torch.randn(50, 16).to(torch.bfloat16)
+    value, gradient = divergence(student, teacher, head.float())
+    monkeypatch.setattr(distill, "HEAD_ROWS", 7)  # the last slice is short
+    monkeypatch.setattr(distill, "LOGITS", 4 * len(head))
+    sliced, sliced_gradient = divergence(student, teacher, head)
+    assert sliced == pytest.approx(value, rel=1e-5)
+    torch.testing.assert_close(sliced_gradient, gradient, rtol=1e-4, atol=1e-6)

@@ -97,8 +97,8 @@ def test_gradients_block_by_block_are_those_of_the_whole_model(base: Path, tmp_p
     for parameter in (student.deltas | student.norms).values():
         parameter.grad = None
     hidden = model.model(input_ids=ids[rows], use_cache=False).last_hidden_state
-    log_p = (teacher @ head.weight.t()).log_softmax(-1)
-    log_q = (hidden @ head.weight.t()).log_softmax(-1)
+    log_p = (teacher @ head.weight.float().t()).log_softmax(-1)
+    log_q = (hidden @ head.weight.float().t()).log_softmax(-1)
     loss = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     loss.backward()
     assert value == pytest.approx(float(loss.detach()), rel=0.02)  # the file rounds to bfloat16
@@ -219,3 +219,15 @@ def read_manifest_of(base: Path, out: Path, recipe: Recipe) -> Any:
     manifest = read_manifest(out)
     assert manifest is not None
     return manifest
+
+
+def test_the_head_looks_at_evenly_spaced_positions_of_all_windows(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, checkpoint, runner, reference = _staged(base, tmp_path / "out", _recipe())
+    ids = _calibration().ids
+    head = Head(checkpoint, runner, ids, reference)
+    monkeypatch.setattr(distill_module, "SAMPLED_POSITIONS", 150)  # no divisor of a window
+    stride = ids.numel() // 150
+    everything = head._normed(reference.rows(range(len(ids)))).flatten(0, 1)
+    torch.testing.assert_close(head._sample(*ids.shape), everything[::stride], rtol=0, atol=0)

@@ -13,7 +13,13 @@ import pytest
 import torch
 
 from soroq.calib.dataset import CalibrationSet, ids_sha256
-from soroq.core.errors import CalibrationError, CheckpointError, OutputError, SoroqError
+from soroq.core.errors import (
+    CalibrationError,
+    CheckpointError,
+    NumericsError,
+    OutputError,
+    SoroqError,
+)
 from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
@@ -128,7 +134,9 @@ def test_output_is_complete_and_says_what_was_done(base: Path, tmp_path: Path) -
     assert manifest is not None
     assert manifest.calibration is not None
     assert manifest.calibration["sha256"] == ids_sha256(_ids())
-    assert "int4-gptq" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "int4-gptq" in card
+    assert 'AutoModelForCausalLM.from_pretrained("this directory"' in card
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -214,6 +222,9 @@ def test_embedding_and_head_share_one_quantized_tensor(
     plain = tmp_path / "plain"
     quantize(base, plain, recipe=_recipe("int4-gptq"), calibration=_calibration())
     test = _ids(3, seed=9)
+    card = (out / "README.md").read_text()
+    assert "soroq.load(" in card
+    assert "AutoModelForCausalLM" not in card  # it can't open this
     packed = load(out)
     torch.testing.assert_close(
         _logits(packed, test), _logits(load(out, packed=False), test), rtol=1e-4, atol=1e-4
@@ -365,6 +376,25 @@ def test_damaged_checkpoint_is_one_clear_error_and_leaves_no_output(
     with pytest.raises(SoroqError, match=message):
         quantize(base, tmp_path / "out", recipe=_recipe("int4-rtn"), calibration=None)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_nan_outside_the_blocks_is_noticed_before_any_work(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = write_tiny_model(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors[name][3] = float("nan")
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(NumericsError, match=rf"{name}: \d+ of \d+ values are NaN"):
+        quantize(base, tmp_path / "out", recipe=_recipe("int4-rtn"), calibration=None)
+    assert list(tmp_path.iterdir()) == [base]
+
+
+def test_output_under_a_file_is_one_clear_error(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="can't make .*out.partial: Not a directory"):
+        quantize(base, tmp_path / "file" / "out", recipe=_recipe("int4-rtn"), calibration=None)
 
 
 def test_output_that_is_not_empty_is_left_alone(base: Path, tmp_path: Path) -> None:
