@@ -85,6 +85,7 @@ class Ggml:
             raise OSError(f"{folder} has no libggml*.so")
         self._loaded: dict[str, Any] = {}
         self.repacking: int | None = None  # buffer type that lays weights out anew
+        self.pool: int | None = None  # threads that last, llama.cpp's; ik_llama.cpp has OpenMP's
         if flavour == "llama.cpp":
             self._start_llama(folder, threads)
         else:
@@ -151,9 +152,9 @@ class Ggml:
         filled = ((c_void_p, ctypes.addressof(parameters)), (c_int, threads))
         self.call_as("ggml_threadpool_params_init", None, *filled)
         new_pool = inside(b"ggml_threadpool_new", ctypes.CFUNCTYPE(c_void_p, c_void_p))
-        pool = new_pool(ctypes.addressof(parameters))
+        self.pool = new_pool(ctypes.addressof(parameters))
         use_pool = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
-        inside(b"ggml_backend_cpu_set_threadpool", use_pool)(self.backend, pool)
+        inside(b"ggml_backend_cpu_set_threadpool", use_pool)(self.backend, self.pool)
         extra = inside(
             b"ggml_backend_dev_get_extra_bufts", ctypes.CFUNCTYPE(POINTER(c_void_p), c_void_p)
         )(device)
