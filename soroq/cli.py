@@ -282,11 +282,13 @@ def bench_cpu(
     shapes: Annotated[
         str, typer.Option(help="Names such as '4b down', by commas, or all.")
     ] = "270m head,1b gate_up,1b down,4b gate_up,4b down,12b down",
-    rows: Annotated[str, typer.Option(help="Numbers of tokens at once.")] = "1,4,16,128,512",
+    rows: Annotated[
+        str, typer.Option(help="Numbers of tokens at once; default: 1, 4, 16, 128, 512.")
+    ] = "",
     threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
     hot: Annotated[bool, typer.Option("--hot", help="Weights in the caches.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Cold and hot.")] = False,
-    who: Annotated[str, typer.Option(help="Only names that begin so, by commas.")] = "",
+    who: Annotated[str, typer.Option(help="Names that begin so, by commas, or all.")] = "",
     seconds: Annotated[float, typer.Option(help="About how long it may take.")] = 660,
     record: Annotated[bool, typer.Option(help="Append to bench/records.")] = True,
     trial: Annotated[bool, typer.Option("--try", help="In miniature, no record.")] = False,

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from soroq.bench.kernels.cpu_contender import LIMITS, Contender, Ready, Unfit
-from soroq.bench.kernels.cpu_peers import everybody
+from soroq.bench.kernels.cpu_peers import DEFAULT_WHO, everybody
 from soroq.bench.kernels.cpu_problem import Problem, make_problem
 from soroq.bench.kernels.cpu_race import COLD_BYTES, Runner, race, summarize
 from soroq.bench.kernels.shapes import SHAPES, Shape, named
@@ -34,7 +34,8 @@ from soroq.kernels.cpu import ceilings
 
 BENCH = "cpu-kernels"
 DEFAULT_SHAPES = "270m head,1b gate_up,1b down,4b gate_up,4b down,12b down"
-DEFAULT_ROWS = "1,4,16,128,512"
+DEFAULT_ROWS = (1, 4, 16, 128, 512)
+HEAD_ROWS = 16  # by default: a prefill wants the last token's logits only
 SECONDS = 660.0  # of the default run
 OURS = "soroq"
 TRIAL = Shape("trial", 96, 256)
@@ -43,10 +44,9 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """What is raced; `who`: beginnings of contenders' names, all if empty."""
+    """What is raced: shapes and their Ms; `who`: beginnings of contenders' names."""
 
-    shapes: tuple[Shape, ...]
-    rows: tuple[int, ...]
+    shapes: dict[Shape, tuple[int, ...]]
     cold: tuple[bool, ...]
     who: tuple[str, ...]
     seconds: float
@@ -55,7 +55,7 @@ class Request:
 
     @property
     def n_cells(self) -> int:
-        return len(self.shapes) * len(self.rows) * len(self.cold)
+        return sum(len(rows) for rows in self.shapes.values()) * len(self.cold)
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,16 @@ def measure(request: Request, threads: int) -> list[Entry]:
     contenders, absent, versions = everybody(threads)
     for line in absent:
         _say(line)
-    if request.who:
-        contenders = [c for c in contenders if c.name.startswith(request.who)]
+    contenders = [c for c in contenders if c.name.startswith(request.who)]
     deadline = time.monotonic() + request.seconds
     left = request.n_cells
     found: list[Entry] = []
-    for shape in request.shapes:
+    for shape, rows in request.shapes.items():
         top = measure_ceilings(threads)
-        problem = make_problem(shape, max(request.rows))
+        problem = make_problem(shape, max(rows))
         for cold in request.cold:
             entered, entries = _prepare(contenders, problem, request.cold_bytes if cold else 0)
-            for M in sorted(request.rows, reverse=True):  # the slow ones first
+            for M in sorted(rows, reverse=True):  # the slow ones first
                 seconds = max(0.0, deadline - time.monotonic()) / left
                 entries += _round(entered, problem, M, seconds, top)
                 left -= 1
@@ -239,14 +238,21 @@ def _shapes(text: str) -> tuple[Shape, ...]:
     return tuple(named(*(name.strip() for name in text.split(","))))
 
 
+def _rows(shape: Shape, text: str) -> tuple[int, ...]:
+    if text:
+        return _numbers(text)
+    most = HEAD_ROWS if shape.name.endswith("head") else max(DEFAULT_ROWS)
+    return tuple(M for M in DEFAULT_ROWS if most >= M)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", default=DEFAULT_SHAPES, help="names, or all")
-    parser.add_argument("--rows", default=DEFAULT_ROWS, help="values of M")
+    parser.add_argument("--rows", default="", help="values of M")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--hot", action="store_true", help="one copy of the weights, in the caches")
     parser.add_argument("--both", action="store_true", help="cold and hot")
-    parser.add_argument("--who", default="", help="beginnings of contenders' names")
+    parser.add_argument("--who", default="", help="beginnings of contenders' names, or all")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--no-record", action="store_true")
     parser.add_argument("--try", dest="trial", action="store_true", help="in miniature, no record")
@@ -261,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table or options.picture is not None:
         return _show(options)
     try:
-        shapes, rows = _shapes(options.shapes), _numbers(options.rows)
+        shapes = {shape: _rows(shape, options.rows) for shape in _shapes(options.shapes)}
         threads = _numbers(options.threads)
     except (KeyError, ValueError) as error:
         known = ", ".join(shape.name for shape in SHAPES)
@@ -271,10 +277,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return max(_in_process_of_its_own(options, arguments, n, len(threads)) for n in threads)
     cold = (True, False) if options.both else (not options.hot,)
     request = Request(
-        shapes=(TRIAL,) if options.trial else shapes,
-        rows=(1, 3) if options.trial else rows,
+        shapes={TRIAL: (1, 3)} if options.trial else shapes,
         cold=cold,
-        who=tuple(part for part in options.who.split(",") if part),
+        who=("",) if options.who == "all" else tuple((options.who or DEFAULT_WHO).split(",")),
         seconds=0.0 if options.trial else options.seconds,
         cold_bytes=100_000 if options.trial else COLD_BYTES,
         keep=not (options.no_record or options.trial),

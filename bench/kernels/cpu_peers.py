@@ -17,6 +17,12 @@ from soroq.kernels.panels import pack
 
 BF16 = torch.bfloat16
 W = TypeVar("W")
+# Beginnings of the names of those who race by default: each library's fastest formats.
+DEFAULT_WHO = (
+    "soroq,torch,onnxruntime,openvino,llama.cpp Q4_0 repacked,llama.cpp Q4_K repacked,"
+    "llama.cpp Q8_0,ik_llama.cpp Q4_0 repacked,ik_llama.cpp Q4_K,ik_llama.cpp IQ4_XS repacked,"
+    "ik_llama.cpp Q8_0 repacked"
+)
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,13 @@ def everybody(threads: int) -> tuple[list[Contender], list[str], dict[str, str]]
         if folder is None:
             absent.append(f"{flavour}: {ggml.PLACES[flavour][0]} is not set, see bench/peers")
             continue
-        library = ggml.Ggml(flavour, folder, threads)
+        try:
+            library = ggml.Ggml(flavour, folder, threads)
+        except OSError as error:
+            absent.append(f"{flavour}: {error}")
+            continue
         versions[flavour] = " ".join(library.features)
-        kinds = ("Q4_0", "Q4_1", "Q4_K", "Q8_0")
+        kinds = ("Q4_0", "Q4_1", "Q4_K", "IQ4_XS", "Q8_0")
         found += [MulMat(library, kind, repacked) for kind in kinds for repacked in (False, True)]
     return found, absent, versions
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 F32 = 0
-TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "IQ4_NL": 20}  # enum ggml_type
+TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "IQ4_XS": 23}  # enum ggml_type
 PLACES = {
     "llama.cpp": ("SOROQ_LLAMA_CPP", "llama_cpp"),
     "ik_llama.cpp": ("SOROQ_IK_LLAMA_CPP", "ik_llama_cpp"),
@@ -114,9 +114,12 @@ class Ggml:
         given = ((c_void_p, self._device), (c_void_p, product))
         return bool(self.call_as("ggml_backend_dev_supports_op", c_bool, *given))
 
-    def repack_ik(self, tensor: int) -> None:
-        """Lay a weight of ik_llama.cpp's out anew, in place, as its run-time repacking does."""
+    def repack_ik(self, tensor: int, kind: int) -> bool:
+        """Lay a weight of ik_llama.cpp's out anew, in place; return whether it has a way to."""
+        if self.call_as("iqk_repacked_type", c_int, (c_void_p, tensor)) == kind:
+            return False
         self.call_as("iqk_repack_tensor", None, (c_void_p, tensor))
+        return True
 
     def _find(self, name: str) -> Any:
         for library in self._libraries:

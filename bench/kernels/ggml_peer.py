@@ -48,7 +48,7 @@ class MulMat:
 
         ggml, kind = self.ggml, TYPES[self.type_name]
         N, K = problem.shape.N, problem.shape.K
-        block = 256 if self.type_name.endswith("_K") else 32
+        block = 256 if self.type_name.endswith(("_K", "_XS")) else 32
         if K % block:
             raise Unfit(f"K {K} is not a multiple of {block}")
         rows = self._quantize(problem.rows.numpy(), kind)
@@ -70,7 +70,8 @@ class MulMat:
         for weight in weights:
             ggml.call("ggml_backend_tensor_set", weight, whole.ctypes.data, 0, nbytes)
             if self.repacked and self.family == "ik_llama.cpp":
-                ggml.repack_ik(weight)
+                if not ggml.repack_ik(weight, kind):
+                    raise Unfit(f"no repacked kernel for {self.type_name} here")
 
         def runner(inputs: torch.Tensor, keep: Arena = arena) -> Runner:
             return self._runner(weights, inputs, N, chunk)

@@ -66,11 +66,13 @@ def test_openvino(problem: Problem, variant: str) -> None:
 
 
 @pytest.mark.parametrize("repacked", [False, True], ids=["plain", "repacked"])
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K", "Q8_0"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K", "IQ4_XS", "Q8_0"])
 @pytest.mark.parametrize("flavour", ["llama.cpp", "ik_llama.cpp"])
 def test_ggml(problem: Problem, flavour: str, kind: str, repacked: bool) -> None:
     from soroq.bench.kernels.ggml_peer import MulMat
 
+    if (flavour, kind, repacked) == ("ik_llama.cpp", "IQ4_XS", False):
+        pytest.skip("its product is off by 5 %: the race refuses it")
     folder = ggml.directory(flavour)
     if folder is None:
         pytest.skip(f"no libraries of {flavour}: bench/peers/README.md says how to get them")
