@@ -13,7 +13,7 @@ from soroq.bench.kernels.cpu_problem import Problem
 from soroq.bench.kernels.cpu_race import Runner
 from soroq.bench.kernels.ggml_peer import MulMat
 from soroq.kernels import dispatch
-from soroq.kernels.panels import pack
+from soroq.kernels.panels import PanelWeight, pack
 
 BF16 = torch.bfloat16
 W = TypeVar("W")
@@ -40,18 +40,25 @@ class Soroq:
         return f"int{self.bits} g{self.group} panels"
 
     def prepare(self, problem: Problem, cold_bytes: int) -> Ready:
-        quantized = problem.quantize(self.group, bits=self.bits)
-        whole = problem.spread(quantized)
-        panels = [pack(whole)]
-        nbytes = panels[0].nbytes
-        panels += [pack(whole) for _ in range(copies_for(nbytes, cold_bytes) - 1)]
+        key = (self.bits, self.group, cold_bytes)
+        if key not in problem.kept:
+            problem.kept[key] = self._pack(problem, cold_bytes)
+        panels, weight = problem.kept[key]
         mode = "int8" if self.precision == "int8" else "exact"
 
         def runner(x: torch.Tensor) -> Runner:
             given = x.to(BF16) if self.precision == "bfloat16" else x
             return calls(lambda w: dispatch.matmul_panels(given, w, precision=mode), panels)
 
-        return Ready(nbytes, len(panels), quantized.dequantize(), runner)
+        return Ready(panels[0].nbytes, len(panels), weight, runner)
+
+    def _pack(self, problem: Problem, cold_bytes: int) -> tuple[list[PanelWeight], torch.Tensor]:
+        quantized = problem.quantize(self.group, bits=self.bits)
+        whole = problem.spread(quantized)
+        panels = [pack(whole)]
+        more = copies_for(panels[0].nbytes, cold_bytes) - 1
+        panels += [pack(whole) for _ in range(more)]
+        return panels, quantized.dequantize()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ W (N, K) repeats DISTINCT random rows, so that quantizing a head by the slowest 
 and float64 truth is small; every copy still is N · K weights in memory of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,15 @@ SPREAD = 0.02  # standard deviation of weights, about a trained model's
 
 @dataclass(frozen=True)
 class Problem:
-    """W row n is rows[n % len(rows)]; inputs (M, K) float32 hold values that bfloat16 can hold."""
+    """W row n is rows[n % len(rows)]; inputs (M, K) float32 hold values that bfloat16 can hold.
+
+    kept: weights that several contenders read.
+    """
 
     shape: Shape
     rows: torch.Tensor
     inputs: torch.Tensor
+    kept: dict[Any, Any] = field(default_factory=dict)
 
     def quantize(self, group: int, *, bits: int = 4, symmetric: bool = True) -> QuantizedTensor:
         """Round the distinct rows to nearest in groups; scales are values of bfloat16."""
