@@ -1,8 +1,8 @@
 """The last run of `soroq bench cpu` as a roofline, an SVG: one panel for each number of threads.
 
 Across: operations a byte of packed weights, which grows with M. Up: operations a second. The roof
-is what the measured plain read and the measured int8 peak allow. A point is the fastest kernel of a
-library on one shape and M.
+is what the measured plain read and the measured int8 peak allow; dashed: the float32 peak. A point
+is the fastest kernel of a library on one shape and M.
 """
 
 import math
@@ -80,7 +80,14 @@ def _panel(records: Sequence[Entry], title: str) -> list[str]:
         f'H{WIDTH - RIGHT}" stroke="black" stroke-width="1.5" fill="none"/>'
     )
     parts.append(_text(WIDTH - RIGHT + 6, up(int8) + 4, f"int8 {int8:.0f}"))
-    parts.append(_text(across(LEAST) + 8, up(read * LEAST) - 12, f"reads {read:.0f} GB/s"))
+    parts.append(_text(across(LEAST) + 8, up(read * LEAST) + 18, f"reads {read:.0f} GB/s"))
+    floats = _middle([float(record["fma_gflop_s"]) for record in records])
+    y = up(floats)
+    parts.append(
+        f'<path d="M{across(max(LEAST, floats / read)):.1f} {y:.1f}H{WIDTH - RIGHT}" '
+        'stroke="black" stroke-dasharray="4 4" fill="none"/>'
+    )
+    parts.append(_text(WIDTH - RIGHT + 6, y + 4, f"float32 {floats:.0f}"))
     for point in points:
         x, y = across(float(point["ops"]) / float(point["bytes"])), up(float(point["gop_s"]))
         radius = 5 if point["peer"] == "soroq" else 3.5
@@ -91,7 +98,7 @@ def _panel(records: Sequence[Entry], title: str) -> list[str]:
         )
     present = [family for family in COLOURS if any(p["peer"] == family for p in points)]
     for number, family in enumerate(present):
-        y = TOP + 60 + 20 * number
+        y = PANEL - BOTTOM - 20 * (len(present) - number)
         parts.append(
             f'<circle cx="{WIDTH - RIGHT + 16}" cy="{y}" r="4" fill="{_colour(family)}"/>'
             + _text(WIDTH - RIGHT + 26, y + 4, family)
