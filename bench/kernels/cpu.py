@@ -127,8 +127,12 @@ def _round(
     found: list[Entry] = []
     racing: dict[str, tuple[Contender, Ready, Runner, float]] = {}
     for contender, ready in entered:
-        runner = ready.runner(problem.inputs[:M])
-        error = problem.relative_error(runner.result(), ready.weight)
+        try:
+            runner = ready.runner(problem.inputs[:M])
+            error = problem.relative_error(runner.result(), ready.weight)
+        except (ValueError, RuntimeError) as refusal:
+            found.append(_who(contender, problem.shape) | {"M": M, "error": str(refusal)[:300]})
+            continue
         if error <= LIMITS[contender.precision]:
             racing[contender.name] = (contender, ready, runner, error)
         else:

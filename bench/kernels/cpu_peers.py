@@ -32,7 +32,7 @@ class Soroq:
     name: str
     bits: int
     group: int
-    precision: str  # "int8" rounds activations, the others keep them
+    precision: str  # of activations: integers they are rounded to, or what they are kept in
     family: str = "soroq"
 
     @property
@@ -44,7 +44,7 @@ class Soroq:
         if key not in problem.kept:
             problem.kept[key] = self._pack(problem, cold_bytes)
         panels, weight = problem.kept[key]
-        mode = "int8" if self.precision == "int8" else "exact"
+        mode = self.precision if self.precision.startswith("int") else "exact"
 
         def runner(x: torch.Tensor) -> Runner:
             given = x.to(BF16) if self.precision == "bfloat16" else x
@@ -117,6 +117,7 @@ def everybody(threads: int) -> tuple[list[Contender], list[str], dict[str, str]]
     """Return who can race here, a line about each who can't, and the versions of who can."""
     found: list[Contender] = [
         Soroq("soroq int8", 4, 128, "int8"),
+        Soroq("soroq int16", 4, 128, "int16"),
         Soroq("soroq exact bf16", 4, 128, "bfloat16"),
         Soroq("soroq exact f32", 4, 128, "float32"),
         Soroq("soroq w8 int8", 8, 128, "int8"),

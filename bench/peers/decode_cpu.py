@@ -6,9 +6,9 @@ llama.cpp's files are made here by its own quantizer, from a float32 GGUF of the
 bfloat16 values: Q4_0 with an 8-bit ("e8") and with a 4-bit ("e4") embedding, which is the head too.
 Prefill is one call with all tokens, for the last one's logits; decode is a call a token, for that
 token's logits, behind `--depth` others. Everybody gets the same tokens whatever they would have
-said, in turn, in one process. Perplexity: llama.cpp's from whole windows; soroq's token by token,
-so that it is the decoding path that is judged. The floor of a token is the file's bytes over the
-measured read bandwidth. How to get llama.cpp: README.md here.
+said, in turn, in one process. Perplexity is of whole windows or, with --stepwise, token by token:
+the paths of prefill and of decoding. The floor of a token is the time that reading all weights
+takes at the measured bandwidth. How to get llama.cpp: README.md here.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from soroq import decoder
 from soroq.bench.kernels.cpu_race import order, rest, summarize
 from soroq.bench.kernels.ggml import TYPES, directory
 from soroq.bench.peers.llama import FTYPES, Llama, LlamaModel
@@ -57,43 +58,35 @@ class Speed:
 
 @dataclass
 class Row:
-    """One model in one program: `run` times it once, `nll` is nats a token of a text."""
+    """One model in one program: `run` times it once; `logits` are of tokens that begin anew."""
 
     name: str
     peer: str
     nbytes: int
     run: Callable[[], Speed]
-    nll: Callable[[EvalSet], float]
+    logits: Callable[[Sequence[int]], torch.Tensor]
     speeds: list[Speed] = field(default_factory=list)
 
 
 def run_soroq(decoder: Any, ids: Sequence[int], n_prefill: int, n_decode: int, depth: int) -> Speed:
-    """Time soroq's decoder once: `prefill` begins anew, `decode` goes on."""
+    """Time soroq's decoder once; a step hands back the likeliest token, as generation has it."""
+    tokens = torch.tensor(ids)
+    decoder.rewind()
     begin = time.perf_counter()
-    decoder.prefill(ids[:n_prefill])
+    decoder.prefill(tokens[:n_prefill])
     prefill_s = time.perf_counter() - begin
-    decoder.prefill(ids[:depth])
+    decoder.rewind()
+    decoder.prefill(tokens[:depth])
     begin = time.perf_counter()
-    for token in ids[depth : depth + n_decode]:
-        decoder.decode([token])
+    for place in range(depth, depth + n_decode):
+        decoder.best(tokens[place : place + 1])
     return Speed(prefill_s, time.perf_counter() - begin)
-
-
-def soroq_nll(decoder: Any, windows: EvalSet) -> float:
-    """Return nats a token, each token decoded behind the ones before it."""
-    total = 0.0
-    for row in windows.ids.tolist():
-        for place, target in enumerate(row[1:]):
-            logits = decoder.decode([row[place]]) if place else decoder.prefill(row[:1])
-            likely = torch.as_tensor(logits).flatten().double()
-            total -= float(likely[target] - likely.logsumexp(0))
-    return total / windows.n_tokens
 
 
 def run_llama(
     model: LlamaModel, ids: Sequence[int], n_prefill: int, n_decode: int, depth: int
 ) -> Speed:
-    """Time llama.cpp once."""
+    """Time llama.cpp once; a step leaves all logits behind."""
     model.clear()
     begin = time.perf_counter()
     model.evaluate(ids[:n_prefill])
@@ -106,16 +99,31 @@ def run_llama(
     return Speed(prefill_s, time.perf_counter() - begin)
 
 
-def llama_nll(model: LlamaModel, windows: EvalSet) -> float:
-    """Return nats a token of whole windows."""
+def soroq_logits(decoder: Any, ids: Sequence[int], stepwise: bool) -> torch.Tensor:
+    """Return logits (n, vocabulary) of tokens that begin anew."""
+    decoder.rewind()
+    tokens = torch.tensor(ids)
+    if not stepwise:
+        return torch.as_tensor(decoder.prefill(tokens, all_logits=True))
+    return torch.stack([decoder.prefill(token).flatten() for token in tokens.split(1)])
+
+
+def llama_logits(model: LlamaModel, ids: Sequence[int], stepwise: bool) -> torch.Tensor:
+    """Return logits (n, vocabulary) of tokens that begin anew."""
+    model.clear()
+    if not stepwise:
+        return model.evaluate(ids, every=True)
+    return torch.cat([model.evaluate([token]).clone() for token in ids])
+
+
+def perplexity(logits: Callable[[Sequence[int]], torch.Tensor], windows: EvalSet) -> float:
+    """Return exp of the nats a token, each window begun anew."""
     total = 0.0
     for row in windows.ids.tolist():
-        model.clear()
-        logits = model.evaluate(row, every=True)
-        for place, target in enumerate(row[1:]):
-            likely = logits[place].double()
-            total -= float(likely[target] - likely.logsumexp(0))
-    return total / windows.n_tokens
+        rows = logits(row[:-1])
+        for likely, target in zip(rows, row[1:], strict=True):
+            total -= float(likely[target].double() - likely.double().logsumexp(0))
+    return math.exp(total / windows.n_tokens)
 
 
 def make_files(llama: Llama, names: Sequence[str], folder: Path) -> dict[str, Path]:
@@ -142,20 +150,14 @@ def collect(
 ) -> tuple[list[Row], list[str]]:
     """Return everybody who can run here, loaded, and a line about each who can't."""
     given = (ids, options.prefill, options.decode, options.depth)
+    window = max(512, options.prefill, options.depth + options.decode)
     rows: list[Row] = []
     absent: list[str] = []
     for path in options.soroq:
-        decoder = _load_soroq(path, threads)
-        rows.append(
-            Row(
-                f"soroq {path.name}",
-                "soroq",
-                sum(file.stat().st_size for file in path.glob("*.safetensors")),
-                partial(run_soroq, decoder, *given),
-                partial(soroq_nll, decoder),
-            )
-        )
-    window = max(512, options.prefill, options.depth + options.decode)
+        decoder = _load_soroq(path, threads, window)
+        run = partial(run_soroq, decoder, *given)
+        logits = partial(soroq_logits, decoder, stepwise=options.stepwise)
+        rows.append(Row(f"soroq {path.name}", "soroq", decoder.weight_bytes, run, logits))
     for flavour, default in DEFAULT_FILES.items():
         where = directory(flavour)
         if where is None:
@@ -165,24 +167,17 @@ def collect(
         print(f"{flavour}: {' '.join(llama.ggml.features)}", flush=True)
         for name, path in make_files(llama, options.files or default, folder).items():
             model = stack.enter_context(llama.open(path, window))
-            rows.append(
-                Row(
-                    f"{flavour} {name}",
-                    flavour,
-                    path.stat().st_size,
-                    partial(run_llama, model, *given),
-                    partial(llama_nll, model),
-                )
-            )
+            speed = partial(run_llama, model, *given)
+            logits = partial(llama_logits, model, stepwise=options.stepwise)
+            rows.append(Row(f"{flavour} {name}", flavour, path.stat().st_size, speed, logits))
     return rows, absent
 
 
-def _load_soroq(path: Path, threads: int) -> Any:
+def _load_soroq(path: Path, threads: int, window: int) -> Any:
     from soroq import _cpu
 
-    _cpu.set_num_threads(threads)
-    decoder: Any = importlib.import_module("soroq.decoder")
-    return decoder.load(path)
+    _cpu.set_num_threads(threads)  # of the one team that all decoders share
+    return decoder.load(path, context=window)
 
 
 def race(rows: Sequence[Row], repeats: int) -> None:
@@ -203,7 +198,7 @@ def records(
     read_gb_s = ceilings.read_gb_s(threads)
     found = []
     for row in rows:
-        perplexity = {name: math.exp(row.nll(windows)) for name, windows in texts.items()}
+        level = {name: perplexity(row.logits, windows) for name, windows in texts.items()}
         for phase, n_tokens in (("prefill", options.prefill), ("decode", options.decode)):
             samples = [n_tokens / getattr(speed, f"{phase}_s") for speed in row.speeds]
             summary = summarize(samples)
@@ -221,7 +216,8 @@ def records(
                 "p80": round(summary.p80, 2),
                 "bytes": row.nbytes,
                 "read_gb_s": round(read_gb_s, 2),
-                "perplexity": perplexity,
+                "perplexity": level,
+                "stepwise": options.stepwise,
                 "sets_sha256": {name: windows.sha256 for name, windows in texts.items()},
             }
             if phase == "decode":
@@ -270,6 +266,7 @@ def main() -> None:
     parser.add_argument("--files", action="append", choices=list(FILES), help="for llama.cpp")
     parser.add_argument("--text", action="append", default=[], help="name=FILE")
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--stepwise", action="store_true", help="perplexity token by token")
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--depth", type=int, default=1, help="tokens before the decoded ones")

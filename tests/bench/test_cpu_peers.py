@@ -112,7 +112,7 @@ def test_trial_races_all_and_keeps_nothing(
 
     monkeypatch.setattr(cpu, "append_records", refuse)
     monkeypatch.setattr(cpu, "measure_ceilings", lambda threads: cpu.Ceilings(40.0, 1000.0, 250.0))
-    assert cpu.main(["--try", "--threads", "1", "--who", "soroq,torch"]) == 0
+    assert cpu.main(["--try", "--threads", "1", "--who", "soroq int8,torch"]) == 0
     said = capsys.readouterr().out
     assert "trial 96 x 256, M 3, 1 threads, cold" in said and "soroq int8" in said
     assert cpu.main(["--shapes", "4b upside"]) == 2
