@@ -32,11 +32,15 @@ def start_pool(threads: int) -> None:
 
 @dataclass(frozen=True)
 class MatMulNBits:
-    """int4 codes in symmetric blocks, float32 scales and activations."""
+    """int4 codes in symmetric blocks, float32 scales and activations.
+
+    shared: one pool for all sessions. No session of the process can then have its own.
+    """
 
     block: int
     level: int
     threads: int
+    shared: bool = True
     family: str = "onnxruntime"
 
     @property
@@ -55,7 +59,8 @@ class MatMulNBits:
         N, K = problem.shape.N, problem.shape.K
         if K % self.block:
             raise Unfit(f"K {K} is not a multiple of {self.block}")
-        start_pool(self.threads)
+        if self.shared:
+            start_pool(self.threads)
         quantized = problem.quantize(self.block)
         unsigned = (quantized.codes + 8).to(torch.uint8).numpy()
         packed = unsigned[:, 0::2] | unsigned[:, 1::2] << 4
@@ -67,7 +72,7 @@ class MatMulNBits:
             chunk = 1
         n_sessions = -(-copies_for(nbytes, cold_bytes) // chunk)
         model = self._model(N, K, B, scales, chunk)
-        sessions = [_session(model) for _ in range(n_sessions)]
+        sessions = [self._session(model) for _ in range(n_sessions)]
         del model
 
         def runner(x: torch.Tensor) -> Runner:
@@ -104,13 +109,15 @@ class MatMulNBits:
         model = helper.make_model(graph, opset_imports=domains, ir_version=10)
         return bytes(model.SerializeToString())
 
+    def _session(self, model: bytes) -> Any:
+        import onnxruntime
 
-def _session(model: bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        if self.shared:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = self.threads
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _runner(sessions: list[Any], x: torch.Tensor, chunk: int, N: int) -> Runner:

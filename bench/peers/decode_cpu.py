@@ -290,7 +290,8 @@ def main() -> None:
         for threads in (int(part) for part in options.threads.split(",")):
             with ExitStack() as stack:
                 rows, absent = collect(options, ids, threads, folder, stack)
-                print("\n".join(absent), flush=True)
+                for line in absent:
+                    print(line, flush=True)
                 race(rows, options.repeats)
                 entries += records(rows, options, threads, texts)
     print(table(entries), end="")
