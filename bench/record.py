@@ -6,10 +6,12 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 RECORDS = Path(__file__).parent / "records"
+_NOT_RECORDS = ":(top,exclude)bench/records"  # a run's own lines don't make its commit dirty
 
 
 def device_name() -> str:
@@ -29,25 +31,32 @@ def append_record(bench: str, values: dict[str, Any]) -> Path:
 
     Commit, command, time, versions and threads are added to `values`.
     """
+    return append_records(bench, [values])
+
+
+def append_records(bench: str, many: Sequence[Mapping[str, Any]]) -> Path:
+    """Append measurements that were taken together, a line each; see `append_record`."""
     import torch
     import transformers
 
     path = RECORDS / device_name() / f"{bench}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", _NOT_RECORDS)
+    facts = {
         "bench": bench,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(changed),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": device_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
-        **values,
     }
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+        for values in many:
+            line = json.dumps(facts | dict(values), sort_keys=True, ensure_ascii=False)
+            file.write(line + "\n")
     return path
 
 

@@ -277,6 +277,36 @@ def bench_gpu(
     raise typer.Exit(run_bench_gpu(out, parts, seconds, trial))
 
 
+@bench_app.command("cpu")
+def bench_cpu(
+    shapes: Annotated[
+        str, typer.Option(help="Names such as '4b down', by commas, or all.")
+    ] = "270m head,1b gate_up,1b down,4b gate_up,4b down,12b down",
+    rows: Annotated[
+        str, typer.Option(help="Numbers of tokens at once; default: 1, 4, 16, 128, 512.")
+    ] = "",
+    threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
+    hot: Annotated[bool, typer.Option("--hot", help="Weights in the caches.")] = False,
+    both: Annotated[bool, typer.Option("--both", help="Cold and hot.")] = False,
+    who: Annotated[str, typer.Option(help="Names that begin so, by commas, or all.")] = "",
+    seconds: Annotated[float, typer.Option(help="About how long it may take.")] = 660,
+    record: Annotated[bool, typer.Option(help="Append to bench/records.")] = True,
+    trial: Annotated[bool, typer.Option("--try", help="In miniature, no record.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="The last run, as Markdown.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="The last run, as SVG.")] = None,
+) -> None:
+    """Race the CPU kernels against other libraries', between this machine's measured limits."""
+    from soroq.commands.kernels import run_bench_cpu
+
+    arguments = ["--shapes", shapes, "--rows", rows, "--threads", threads, "--who", who]
+    arguments += ["--seconds", str(seconds)]
+    given = {"--hot": hot, "--both": both, "--no-record": not record, "--try": trial}
+    given["--table"] = table
+    arguments += [flag for flag, is_given in given.items() if is_given]
+    arguments += ["--picture", str(picture)] if picture is not None else []
+    raise typer.Exit(run_bench_cpu(arguments))
+
+
 @app.command()
 def tune(
     model: Source,

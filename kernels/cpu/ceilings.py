@@ -1,68 +1,86 @@
-"""What this machine can do at most, measured: the figures that a kernel's speed stands beside.
+"""What this machine can do at most, measured now: plain reads, int8 products, multiply-adds.
 
-    >>> read_gb_s(2), int8_gop_s(2), fma_gflop_s(2)
+    read_gb_s(2)      # of 256 MiB in huge pages, more than any cache holds
+    int8_gop_s(2)     # independent vpdpbusd (or what the instruction set has), from registers
+    fma_gflop_s(2)    # the same with float32
 
-Each is the best of some tries: a ceiling is what can be had, not what a busy machine gives.
+Each is the fastest of a few runs of about 20 ms: too low a ceiling flatters what is under it.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 
-READ_BYTES = 256 * 2**20  # beyond any cache of the machines meant here
-TRIES = 8
-ROUNDS = 2_000_000
+READ_BYTES = 256 << 20
+RUN_S = 0.02
+RUNS = 7
 
 
 def read_gb_s(n_threads: int) -> float:
-    """Return 10⁹ bytes a second that n_threads read from memory, in huge pages, written before."""
+    """Return 10⁹ bytes a second that `n_threads` read of memory at most."""
     from soroq import _cpu
 
-    data = torch.from_numpy(_cpu.allocate(READ_BYTES))
-    data.fill_(1)
-    return READ_BYTES / _best(n_threads, lambda: _cpu.read_bytes(data)) / 1e9
+    with _threads(n_threads):
+        data = _bytes()
+        return _fastest(lambda: (_cpu.read_bytes(data), data.numel())[1]) / 1e9
 
 
 def int8_gop_s(n_threads: int) -> float:
-    """Return 10⁹ int8 operations a second, a product and a sum counting two, from registers."""
+    """Return 10⁹ int8 operations a second, a product and a sum being two."""
     from soroq import _cpu
 
-    operations = 0
-
-    def run() -> None:
-        nonlocal operations
-        operations = _cpu.run_int8(ROUNDS)
-
-    seconds = _best(n_threads, run)
-    return operations / seconds / 1e9
+    with _threads(n_threads):
+        return _fastest(_sized(_cpu.run_int8)) / 1e9
 
 
 def fma_gflop_s(n_threads: int) -> float:
-    """Return 10⁹ float32 operations a second of multiply-adds from registers."""
+    """Return 10⁹ float32 operations a second."""
     from soroq import _cpu
 
-    operations = 0
-
-    def run() -> None:
-        nonlocal operations
-        operations = _cpu.run_fma(ROUNDS)
-
-    seconds = _best(n_threads, run)
-    return operations / seconds / 1e9
+    with _threads(n_threads):
+        return _fastest(_sized(_cpu.run_fma)) / 1e9
 
 
-def _best(n_threads: int, run: object) -> float:
+@cache
+def _bytes() -> torch.Tensor:
     from soroq import _cpu
 
-    assert callable(run)
+    data: torch.Tensor = torch.as_tensor(_cpu.allocate(READ_BYTES))
+    return data.fill_(1)  # pages that were never written are all the same one
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    from soroq import _cpu
+
     before = _cpu.num_threads()
-    _cpu.set_num_threads(n_threads)
-    best = float("inf")
+    _cpu.set_num_threads(n)
     try:
-        for _ in range(TRIES):
-            started = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - started)
+        yield
     finally:
         _cpu.set_num_threads(before)
+
+
+def _sized(run: Callable[[int], int]) -> Callable[[], int]:
+    """Return a call of `run` with as many rounds as take RUN_S."""
+    rounds, seconds = 250, 0.0
+    while seconds < RUN_S / 4:
+        rounds *= 4
+        begin = time.perf_counter()
+        run(rounds)
+        seconds = time.perf_counter() - begin
+    enough = max(1, int(rounds * RUN_S / seconds))
+    return lambda: run(enough)
+
+
+def _fastest(call: Callable[[], int]) -> float:
+    """Return the most units a second of RUNS calls."""
+    best = 0.0
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        units = call()
+        best = max(best, units / (time.perf_counter() - begin))
     return best

@@ -1,4 +1,4 @@
-"""bench gpu and tune: measure the GPU at hand, and keep what is fastest on it."""
+"""bench gpu, bench cpu and tune: measure this machine's kernels, keep what is fastest."""
 
 import os
 from collections.abc import Sequence
@@ -17,6 +17,14 @@ def run_bench_gpu(out: Path, parts: str | None, seconds: float, trial: bool) -> 
     arguments = ["--out", str(out), "--seconds", str(seconds)]
     arguments += ["--parts", parts] if parts else []
     return gpu.main([*arguments, "--try"] if trial else arguments)
+
+
+def run_bench_cpu(arguments: Sequence[str]) -> int:
+    """Run bench/kernels/cpu.py; return the exit code."""
+    _require_compiled()
+    from soroq.bench.kernels import cpu
+
+    return cpu.main(arguments)
 
 
 def parse_rows(text: str) -> list[int]:
@@ -65,6 +73,13 @@ def _require_triton() -> None:
 
     if not is_installed():
         raise KernelError("triton is not installed: pip install triton (Linux)")
+
+
+def _require_compiled() -> None:
+    from soroq.kernels.cpu.ops import is_built
+
+    if not is_built():
+        raise KernelError("soroq._cpu is not built: pip install -e . in the checkout")
 
 
 def _require_gpu() -> torch.device:
