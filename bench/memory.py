@@ -23,6 +23,7 @@ import resource
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,7 @@ def _write_model(base: Path, shape: dict[str, Any]) -> None:
     for name, parameter in build_skeleton(config).named_parameters():
         if not name.startswith("lm_head."):  # tied to the embedding
             info = TensorInfo(tuple(parameter.shape), torch.bfloat16, 2 * parameter.numel())
-            writer.add_lazy(name, info, lambda size=parameter.shape: draw(size))
+            writer.add_lazy(name, info, partial(draw, parameter.shape))
     writer.finish(config, {})
 
 
