@@ -42,7 +42,7 @@ def load(
     packed: bool = True,
     late: bool = False,
     device: torch.device | str = "cpu",
-    precision: str | None = "int16",
+    precision: str | None = "exact",
 ) -> Any:
     """Return the causal model in `source`, ready to run on `device`.
 
