@@ -164,4 +164,4 @@ def test_models_in_panels_say_what_dequantized_ones_say(tmp_path: Path) -> None:
         for precision, close in (("exact", 1e-5), ("int16", 1e-3), ("int8", 5e-2)):
             model = load(out, precision=precision)
             assert _error(model(ids).logits, want) < close
-            assert model.lm_head.weight is model.model.embed_tokens.shared.weight
+            assert model.lm_head.weight is model.model.embed_tokens.packed.weight

@@ -38,15 +38,15 @@ class PanelLinear(nn.Module):
 class PanelEmbedding(nn.Module):
     """Rows of a matrix (vocabulary, hidden) in panels, in `dtype`, times `scale`."""
 
-    def __init__(self, shared: PanelLinear, scale: float, dtype: torch.dtype) -> None:
+    def __init__(self, packed: PanelLinear, scale: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.shared, self.scale, self.dtype = shared, scale, dtype
+        self.packed, self.scale, self.dtype = packed, scale, dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return (…, hidden) for token ids (…)."""
         from soroq.kernels import dispatch
 
-        return dispatch.gather_panels(ids, self.shared.weight, self.dtype) * self.scale
+        return dispatch.gather_panels(ids, self.packed.weight, self.dtype) * self.scale
 
 
 def name_activation(function: object) -> str | None:
