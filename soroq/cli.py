@@ -319,6 +319,14 @@ def tune(
 
 
 @app.command()
+def doctor() -> None:
+    """Say which kernels run here and why, and what the machine can do at most."""
+    from soroq.commands.kernels import run_doctor
+
+    run_doctor()
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out")] = Path("demo-out"),
     scheme: str = "int4-awq",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from soroq.core.errors import CheckpointError
-from soroq.io.checkpoint import Checkpoint, open_checkpoint
+from soroq.io.checkpoint import Checkpoint, open_checkpoint, read_json
 from soroq.kernels import panels
 from soroq.kernels.panels import PanelWeight
 from soroq.loading import StoredMatrix, StoredWeights
@@ -126,6 +126,15 @@ def isa() -> str:
     from soroq import _cpu
 
     return str(_cpu.isa())
+
+
+def end_tokens(source: str | Path) -> list[int]:
+    """Return the tokens that end a text, as generation_config.json or config.json has them."""
+    checkpoint = open_checkpoint(source)
+    file = Path(checkpoint.path) / "generation_config.json"
+    settings = read_json(file) if file.is_file() else checkpoint.config
+    end = settings.get("eos_token_id")
+    return list(end) if isinstance(end, list) else [] if end is None else [int(end)]
 
 
 def objection(source: str | Path) -> str:

@@ -165,3 +165,23 @@ def test_models_in_panels_say_what_dequantized_ones_say(tmp_path: Path) -> None:
             model = load(out, precision=precision)
             assert _error(model(ids).logits, want) < close
             assert model.lm_head.weight is model.model.embed_tokens.packed.weight
+
+
+def test_generate_streams_from_the_decoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from soroq.commands import show
+
+    out = str(_quantized(tmp_path))
+    text = show.run_generate(out, "Душанбе", 8, 0.0, 0, True)
+    assert capsys.readouterr().out.strip("\n") == text.strip("\n")
+    monkeypatch.setattr(soroq.decoder, "objection", lambda source: "not here")
+    assert show.run_generate(out, "Душанбе", 8, 0.0, 0, True) == text  # transformers says the same
+
+
+def test_doctor_names_the_kernels_and_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    from soroq.commands.kernels import run_doctor
+
+    run_doctor()
+    told = capsys.readouterr().out
+    assert soroq.decoder.isa() in told and "GB/s" in told and "GOP/s" in told

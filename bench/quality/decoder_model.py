@@ -1,16 +1,14 @@
 """A checkpoint under the checker as it runs on a school's computer: through the C++ kernels.
 
-    soroq check gemma3-270m cpu:out              # activations in int8, the fast default
+    soroq check gemma3-270m cpu:out              # activations in 15 bits, the default
     soroq check gemma3-270m cpu-exact:out        # activations as they are
-    soroq check cpu-exact:out cpu:out            # what int8 activations cost
+    soroq check cpu-exact:out cpu-int8:out       # what activations in 8 bits cost
 
 Windows go through `soroq.decoder` CHUNK positions at a time, with its cache, as text that is
 generated does.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ import torch
 import soroq
 from soroq.bench.quality.model import CHUNK, CheckpointSource, Model, hash_facts
 from soroq.core.errors import CheckError
-from soroq.decoder import CONTEXT, DEFAULT_PRECISION, Decoder, isa, load
+from soroq.decoder import CONTEXT, DEFAULT_PRECISION, Decoder, end_tokens, isa, load
 from soroq.decoder import PRECISIONS as DECODER_PRECISIONS
 
 PRECISIONS = {"cpu": DEFAULT_PRECISION} | {f"cpu-{name}": name for name in DECODER_PRECISIONS}
@@ -44,7 +42,7 @@ class DecoderSource(CheckpointSource):
     def key(self, dtype: torch.dtype, attention: str) -> str:
         if dtype != torch.float32 or attention != "sdpa":
             raise CheckError(f"{self.name}: the C++ kernels fix their own types and attention")
-        weights = [self._checkpoint.sha256(), self.config, _ending(self.path)]
+        weights = [self._checkpoint.sha256(), self.config, end_tokens(self.path)]
         versions = [self.versions, str(torch.__version__), soroq.__version__]
         return hash_facts(["decoder", weights, *versions, CHUNK])
 
@@ -59,7 +57,7 @@ class DecoderModel(Model):
         self.source, self.tokenizer = source, tokenizer
         self._path, self._precision = path, precision
         self._decoder = load(path, precision=precision, context=CONTEXT)
-        self._end = _ending(path)
+        self._end = end_tokens(path)
 
     def _room(self, tokens: int) -> Decoder:
         """Return the empty decoder, with room for so many tokens."""
@@ -103,15 +101,3 @@ class DecoderModel(Model):
             if token in self._end:
                 break
         return tokens
-
-
-def _ending(path: str) -> list[int]:
-    """Return the tokens that end a text, as generation_config.json or config.json has them."""
-    directory = Path(path)
-    for name in ("generation_config.json", "config.json"):
-        file = directory / name
-        if file.is_file():
-            end = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            if end is not None:
-                return list(end) if isinstance(end, list) else [int(end)]
-    return []

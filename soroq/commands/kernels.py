@@ -68,6 +68,31 @@ def run_tune(model: str, rows: Sequence[int]) -> Path:
     return path
 
 
+def run_doctor() -> None:
+    """Print what the kernels use here and what the machine can do at most, measured now."""
+    from soroq import console, decoder
+    from soroq.kernels.panels import is_built
+
+    rows = [
+        ["compiled kernels", decoder.isa() if is_built() else "not built; pip install . builds"]
+    ]
+    if is_built():
+        from soroq import _cpu
+        from soroq.kernels.cpu import ceilings
+
+        threads = _cpu.num_threads()
+        rows += [
+            ["why", _cpu.isa_reason()],
+            ["others that run here", ", ".join(_cpu.usable_isas())],
+            ["threads", f"{threads} (SOROQ_NUM_THREADS)"],
+            ["read", f"{ceilings.read_gb_s(threads):.0f} GB/s"],
+            ["int8 products", f"{ceilings.int8_gop_s(threads):.0f} GOP/s"],
+            ["float32 products", f"{ceilings.fma_gflop_s(threads):.0f} GFLOP/s"],
+        ]
+    rows.append(["CUDA devices", str(torch.cuda.device_count())])
+    console.table("this machine", ["what", "value"], rows)
+
+
 def _require_triton() -> None:
     from soroq.kernels.triton.support import is_installed
 

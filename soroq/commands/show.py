@@ -48,15 +48,18 @@ def run_generate(
     raw: bool,
     device: str = "cpu",
 ) -> str:
-    """Stream a continuation to stdout and return it."""
+    """Stream a continuation to stdout and return it.
+
+    On a CPU through the C++ decoder, if it can run the model; otherwise through transformers.
+    """
     import torch
     from transformers import TextStreamer
 
+    from soroq import decoder
     from soroq.loading import load, load_tokenizer
 
     place = find_device(device)
     tokenizer = load_tokenizer(model)
-    network = load(model, device=place)
     if tokenizer.chat_template and not raw:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -64,11 +67,29 @@ def run_generate(
     else:
         text = prompt
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=True).to(place)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if place.type == "cpu" and not decoder.objection(model):
+        prompt_ids = ids["input_ids"][0]
+        room = max(decoder.CONTEXT, len(prompt_ids) + max_tokens)
+        running = decoder.load(model, context=room)
+        streamer.put(prompt_ids)
+        tokens = []
+        for token in running.generate(
+            prompt_ids,
+            max_new_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=decoder.end_tokens(model),
+        ):
+            tokens.append(token)
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+    network = load(model, device=place)
     torch.manual_seed(seed)
     sampling = (
         {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     )
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     result = network.generate(**ids, max_new_tokens=max_tokens, streamer=streamer, **sampling)
     new = result[0, ids["input_ids"].shape[1] :]
     decoded: str = tokenizer.decode(new, skip_special_tokens=True)
