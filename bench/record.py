@@ -47,7 +47,7 @@ def append_records(bench: str, many: Sequence[Mapping[str, Any]]) -> Path:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(changed),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(sys.argv),
         "device": device_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -58,6 +58,17 @@ def append_records(bench: str, many: Sequence[Mapping[str, Any]]) -> Path:
             line = json.dumps(facts | dict(values), sort_keys=True, ensure_ascii=False)
             file.write(line + "\n")
     return path
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Return a command as typed, with the folders of absolute paths left out: they are private."""
+
+    def shorten(text: str) -> str:
+        head, sign, tail = text.rpartition("=")
+        runtime, colon, path = tail.rpartition(":")
+        return f"{head}{sign}{runtime}{colon}{Path(path).name if path.startswith('/') else path}"
+
+    return " ".join([Path(argv[0]).name, *(shorten(argument) for argument in argv[1:])])
 
 
 def read_records(bench: str) -> list[dict[str, Any]]:

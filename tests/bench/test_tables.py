@@ -78,3 +78,19 @@ def test_joined_parts_are_the_whole() -> None:
     again = join_base([rows_of(base, slice(0, 100)), rows_of(base, slice(100, None))])
     assert torch.equal(again.top_ids, base.top_ids)
     assert torch.equal(again.tail_mass, base.tail_mass)
+
+
+def test_records_name_no_private_folders() -> None:
+    from soroq.bench.record import command_line
+
+    typed = [
+        "/a/bin/soroq",
+        "check",
+        "cpu:/home/me/out",
+        "--text",
+        "tg=/data/valid.jsonl",
+        "-n",
+        "4",
+    ]
+    assert command_line(typed) == "soroq check cpu:out --text tg=valid.jsonl -n 4"
+    assert command_line(["x.py", "--who", "4b down", "out/a"]) == "x.py --who 4b down out/a"
