@@ -83,7 +83,7 @@ Panels::Panels(Bytes data, int64_t N, int64_t K, int bits, int64_t group, bool s
   w_.group = group;
   w_.symmetric = symmetric;
   w_.bf16_scales = bf16_scales;
-  w_.data = data.data();
+  w_.place(data.data());
   if (static_cast<int64_t>(data.size()) != w_.total_bytes()) {
     throw std::invalid_argument("panels of this shape take " + std::to_string(w_.total_bytes()) +
                                 " bytes, not " + std::to_string(data.size()));

@@ -292,11 +292,17 @@ void Decoder::run_rows(const Member& me, const int64_t* ids, int64_t M, float* l
   const int64_t n1 = std::min(me.end(panels) * kPanel, config_.vocabulary);
   std::vector<Candidate>& best = s.best[me.index];
   best.clear();
-  for (int64_t n = me.begin(panels) * kPanel; n < n1; ++n) {
-    const Candidate one{s.logits[n], n};
-    if (static_cast<int64_t>(best.size()) == k && !(one < best.back())) continue;
-    best.insert(std::upper_bound(best.begin(), best.end(), one), one);
-    if (static_cast<int64_t>(best.size()) > k) best.pop_back();
+  for (int64_t n0 = me.begin(panels) * kPanel; n0 < n1; n0 += kPanel) {
+    const int64_t stop = std::min(n1, n0 + kPanel);
+    const bool full = static_cast<int64_t>(best.size()) == k;
+    // Equal scores don't count: those that are kept have smaller ids.
+    if (full && !simd.any_above(&s.logits[n0], stop - n0, best.back().score)) continue;
+    for (int64_t n = n0; n < stop; ++n) {
+      const Candidate one{s.logits[n], n};
+      if (static_cast<int64_t>(best.size()) == k && !(one < best.back())) continue;
+      best.insert(std::upper_bound(best.begin(), best.end(), one), one);
+      if (static_cast<int64_t>(best.size()) > k) best.pop_back();
+    }
   }
 }
 

@@ -47,6 +47,9 @@ struct Kernels {
                  const int64_t* lo, const int64_t* hi, int64_t M, int64_t D, float scale,
                  float* out, int64_t ldo, float* scratch);
 
+  // Whether one of n values is above the limit, or NaN.
+  bool (*any_above)(const float* v, int64_t n, float limit);
+
   // Ceilings: reads n lines of 64 bytes; multiplies in registers, returning the operations done.
   uint64_t (*read_lines)(const uint8_t* data, int64_t n);
   int64_t (*peak_int8)(int64_t rounds);

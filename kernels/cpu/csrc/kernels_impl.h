@@ -12,6 +12,7 @@
 //   V::kDotPairs         whether that is cheaper than one after the other
 //   V::bytes(p), V::halves(p)  L unsigned integers of 8 or 16 bits as lanes
 //   V::store_bytes(p, v) the lowest 8 bits of each lane
+//   V::sum(v)            of all lanes of a float vector
 //
 // Nothing here may be an inline function of the standard library: the linker keeps one copy of such
 // a function, perhaps the one made for a processor that this one isn't.
@@ -61,11 +62,7 @@ inline vf min_of(vf a, vf b) { return a < b ? a : b; }
 // bfloat16 as float32.
 inline vf widen(const void* p) { return reinterpret_cast<vf>(V::halves(p) << 16); }
 
-inline float sum_of(vf v) {
-  float s = 0;
-  for (int i = 0; i < L; ++i) s += v[i];
-  return s;
-}
+inline float sum_of(vf v) { return V::sum(v); }
 
 inline float max_of(vf v) {
   float m = v[0];
@@ -162,24 +159,12 @@ inline vi signed_codes(vi w) {
   return V::kSignedDot ? w ^ static_cast<int32_t>(0x80808080u) : w;
 }
 
-// A weight's shape, worked out once for a panel.
-struct View {
-  int64_t columns, n_chunks, code_bytes, scale_bytes, chunk_bytes;
-  int bits;
-  bool symmetric, bf16_scales;
-};
-
-View view_of(const PanelWeight& w) {
-  return {w.chunk(),       w.n_chunks(), w.code_bytes(), w.scale_bytes(),
-          w.chunk_bytes(), w.bits,       w.symmetric,    w.bf16_scales};
-}
-
 // What a chunk's scales and zero points are for the rows of vector v.
 struct Grid {
   vf scale, zero;
 };
 
-inline Grid grid_of(const View& w, const uint8_t* chunk, int v) {
+inline Grid grid_of(const PanelView& w, const uint8_t* chunk, int v) {
   const int r = v * L;
   const uint8_t* scales = chunk + w.code_bytes;
   Grid g;
@@ -191,7 +176,7 @@ inline Grid grid_of(const View& w, const uint8_t* chunk, int v) {
 
 // Adds the scaled sums of one block to y (MB / planes, 64), from vector v0 of its rows on.
 template <int MB, int NT, int planes>
-inline void add_scaled(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t at,
+inline void add_scaled(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int64_t at,
                        const vi (&acc)[MB][NT], int v0, float* y) {
   const float shift = w.bits == 8 ? kShift8 : 0.0f;
 #pragma GCC unroll 16
@@ -211,7 +196,7 @@ inline void add_scaled(const View& w, const uint8_t* chunk, const RoundedX& x, i
 
 // int4 straight from memory.
 template <int MB, int planes>
-void block_int4(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t c,
+void block_int4(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int64_t c,
                 int64_t m, float* y) {
   constexpr int NT = tile_of(MB);
   const int64_t columns = w.columns, at = c * x.M + m;
@@ -251,7 +236,7 @@ void block_int4(const View& w, const uint8_t* chunk, const RoundedX& x, int64_t 
 
 // Codes of one byte each: int8 from memory, or int4 from the buffer that `unpack` fills.
 template <int MB, int planes, bool full>
-void block_bytes(const View& w, const uint8_t* chunk, const uint8_t* bytes,
+void block_bytes(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
                  const RoundedX& x, int64_t c, int64_t m, float* y) {
   constexpr int NT = tile_of(MB);
   const int64_t columns = w.columns, at = c * x.M + m;
@@ -311,7 +296,7 @@ void unpack(const uint8_t* chunk, int64_t columns, uint8_t* bytes) {
 
 // MB: rows of codes, `planes` for each token.
 template <int MB, int planes>
-inline void block_any(const View& w, const uint8_t* chunk, const uint8_t* bytes,
+inline void block_any(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
                       const RoundedX& x, int64_t c, int64_t m, float* y) {
   if (bytes == nullptr) {
     block_int4<MB, planes>(w, chunk, x, c, m, y);
@@ -323,7 +308,7 @@ inline void block_any(const View& w, const uint8_t* chunk, const uint8_t* bytes,
 }
 
 template <int tokens>
-inline void block_rounded(const View& w, const uint8_t* chunk, const uint8_t* bytes,
+inline void block_rounded(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
                           const RoundedX& x, int64_t c, int64_t m, float* y) {
   if (x.planes == 1) {
     block_any<tokens, 1>(w, chunk, bytes, x, c, m, y);
@@ -353,7 +338,7 @@ inline void block_rounded(const View& w, const uint8_t* chunk, const uint8_t* by
 void panel_rounded(const PanelWeight& weight, int64_t p, const RoundedX& x, int64_t m0, int64_t m1,
                 float* y, void* scratch) {
   for (int64_t i = 0; i < (m1 - m0) * kPanel; ++i) y[i] = 0;
-  const View w = view_of(weight);
+  const PanelView& w = weight.view;
   const uint8_t* chunk = weight.panel(p);
   for (int64_t c = 0; c < w.n_chunks; ++c, chunk += w.chunk_bytes) {
     const uint8_t* bytes = w.bits == 8 ? chunk : nullptr;
@@ -374,7 +359,7 @@ inline vf code_of(vu packed, int j) {
 
 // Writes W of one chunk as float32 (chunk's columns, 64).
 template <int bits>
-void dequantize(const View& w, const uint8_t* chunk, float* out) {
+void dequantize(const PanelView& w, const uint8_t* chunk, float* out) {
   constexpr int step = bits == 4 ? 8 : 4;
   Grid grid[NV];
   for (int v = 0; v < NV; ++v) grid[v] = grid_of(w, chunk, v);
@@ -390,7 +375,7 @@ void dequantize(const View& w, const uint8_t* chunk, float* out) {
 }
 
 template <>
-void dequantize<16>(const View& w, const uint8_t* chunk, float* out) {
+void dequantize<16>(const PanelView& w, const uint8_t* chunk, float* out) {
   for (int64_t i = 0; i < w.columns * kPanel; i += L) store(out + i, widen(chunk + 2 * i));
 }
 
@@ -424,7 +409,7 @@ inline void block_dense(const float* dense, int64_t columns, const float* x, int
 
 // A few tokens without a buffer: y (MB, 64) += x (MB, chunk's columns) W^T.
 template <int MB, int bits>
-void block_direct(const View& w, const uint8_t* chunk, const float* x, int64_t ldx, float* y) {
+void block_direct(const PanelView& w, const uint8_t* chunk, const float* x, int64_t ldx, float* y) {
   constexpr int NT = tile_of(MB) < 4 ? tile_of(MB) : 4;
   constexpr int step = bits == 4 ? 8 : 4;
   for (int v0 = 0; v0 < NV; v0 += NT) {
@@ -459,7 +444,7 @@ void block_direct(const View& w, const uint8_t* chunk, const float* x, int64_t l
 
 // The same for bfloat16.
 template <int MB>
-void block_direct_bf16(const View& w, const uint8_t* chunk, const float* x, int64_t ldx, float* y) {
+void block_direct_bf16(const PanelView& w, const uint8_t* chunk, const float* x, int64_t ldx, float* y) {
   constexpr int NT = tile_of(MB) < 4 ? tile_of(MB) : 4;
   for (int v0 = 0; v0 < NV; v0 += NT) {
     vf acc[MB][NT] = {};
@@ -483,7 +468,7 @@ void block_direct_bf16(const View& w, const uint8_t* chunk, const float* x, int6
 }
 
 template <int MB>
-inline void block_exact(const View& w, const uint8_t* chunk, const float* dense, const float* x,
+inline void block_exact(const PanelView& w, const uint8_t* chunk, const float* dense, const float* x,
                         int64_t ldx, int64_t m, float* y) {
   if (dense) {
     block_dense<MB>(dense, w.columns, x, ldx, m, y);
@@ -499,7 +484,7 @@ inline void block_exact(const View& w, const uint8_t* chunk, const float* dense,
 void panel_exact(const PanelWeight& weight, int64_t p, const float* x, int64_t ldx, int64_t m0,
                  int64_t m1, float* y, void* scratch) {
   for (int64_t i = 0; i < (m1 - m0) * kPanel; ++i) y[i] = 0;
-  const View w = view_of(weight);
+  const PanelView& w = weight.view;
   const uint8_t* chunk = weight.panel(p);
   float* dense = static_cast<float*>(scratch);
   float* padded = dense + kMaxChunk * kPanel;  // x of a chunk whose columns are not all real
@@ -700,6 +685,16 @@ void attend(const float* q, int64_t ldq, const uint16_t* keys, const uint16_t* v
   }
 }
 
+bool any_above(const float* v, int64_t n, float limit) {
+  vi within = splat_i(-1);
+  int64_t i = 0;
+  for (; i + L <= n; i += L) within &= load<vf>(v + i) <= limit;  // false for NaN
+  bool above = false;
+  for (int lane = 0; lane < L; ++lane) above |= within[lane] == 0;
+  for (; i < n; ++i) above |= !(v[i] <= limit);
+  return above;
+}
+
 uint64_t read_lines(const uint8_t* data, int64_t n) {
   vi sums[4] = {};
   for (int64_t i = 0; i < n; ++i, data += 64) {
@@ -744,4 +739,4 @@ int64_t peak_fma(int64_t rounds) {
 }
 
 constexpr Kernels kTable = {V::kName, round_row, panel_rounded, panel_exact, rms_norm,
-                            gated,    attend,    read_lines, peak_int8,   peak_fma};
+                            gated,    attend,    any_above,  read_lines, peak_int8,   peak_fma};

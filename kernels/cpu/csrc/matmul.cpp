@@ -23,12 +23,13 @@ void store_tile(const float* tile, int64_t p, int64_t m0, int64_t m1, int64_t N,
   const int64_t n0 = p * kPanel, n = std::min(kPanel, N - n0);
   for (int64_t m = m0; m < m1; ++m, tile += kPanel) {
     float* to = f.y + m * f.ldy + n0;
-    const float* residual = f.residual ? f.residual + m * f.ldy + n0 : nullptr;
-    for (int64_t i = 0; i < n; ++i) {
-      float value = tile[i];
-      if (f.bias) value += f.bias[n0 + i];
-      if (residual) value += residual[i];
-      to[i] = value;
+    std::copy_n(tile, n, to);
+    if (f.bias) {
+      for (int64_t i = 0; i < n; ++i) to[i] += f.bias[n0 + i];
+    }
+    if (f.residual) {
+      const float* residual = f.residual + m * f.ldy + n0;
+      for (int64_t i = 0; i < n; ++i) to[i] += residual[i];
     }
   }
 }

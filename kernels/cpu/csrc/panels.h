@@ -59,9 +59,24 @@ struct PanelShape {
   int64_t total_bytes() const { return n_panels() * panel_bytes(); }
 };
 
+// What a product needs of a shape, without its divisions.
+struct PanelView {
+  int64_t columns, n_chunks, code_bytes, scale_bytes, chunk_bytes;
+  int bits;
+  bool symmetric, bf16_scales;
+};
+
 struct PanelWeight : PanelShape {
   const uint8_t* data;  // total_bytes(), on a 64-byte boundary
-  const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
+  PanelView view;
+  const uint8_t* panel(int64_t p) const { return data + p * view.n_chunks * view.chunk_bytes; }
+
+  // Says where the panels lie, once the shape is known.
+  void place(const uint8_t* where) {
+    data = where;
+    view = {chunk(),       n_chunks(), code_bytes(), scale_bytes(),
+            chunk_bytes(), bits,       symmetric,    bf16_scales};
+  }
 };
 
 // Writes rows first to first + count (first a multiple of 64; the panel's missing rows are zeroed)

@@ -38,6 +38,8 @@ struct V {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v)));
   }
+  typedef float vf __attribute__((vector_size(64)));
+  static inline float sum(vf v) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v)); }
 };
 
 #include "kernels_impl.h"

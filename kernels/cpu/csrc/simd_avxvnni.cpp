@@ -41,6 +41,13 @@ struct V {
     __builtin_memcpy(p, &low, 4);
     __builtin_memcpy(p + 4, &high, 4);
   }
+  typedef float vf __attribute__((vector_size(32)));
+  static inline float sum(vf v) {
+    const __m256 all = reinterpret_cast<__m256>(v);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
 };
 
 #include "kernels_impl.h"

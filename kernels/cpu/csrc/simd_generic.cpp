@@ -36,6 +36,8 @@ struct V {
   static void store_bytes(int8_t* p, vi v) {
     for (int i = 0; i < 4; ++i) p[i] = static_cast<int8_t>(v[i]);
   }
+  typedef float vf __attribute__((vector_size(16)));
+  static float sum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 };
 
 #include "kernels_impl.h"

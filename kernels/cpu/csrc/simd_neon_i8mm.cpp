@@ -36,6 +36,8 @@ struct V {
     const int8x8_t four = vmovn_s16(vcombine_s16(words, words));
     __builtin_memcpy(p, &four, 4);
   }
+  typedef float vf __attribute__((vector_size(16)));
+  static inline float sum(vf v) { return vaddvq_f32(reinterpret_cast<float32x4_t>(v)); }
 };
 
 #include "kernels_impl.h"

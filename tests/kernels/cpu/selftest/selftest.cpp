@@ -10,7 +10,7 @@ Weight::Weight(PanelShape shape, Random& random) {
   const size_t bytes = shape.total_bytes();
   memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
   std::memset(memory_.get(), 0xFF, bytes);  // packing must leave nothing as it was
-  w.data = memory_.get();
+  w.place(memory_.get());
   plain.resize(N * K);
   if (shape.bits == 16) {
     std::vector<uint16_t> values(N * K);
