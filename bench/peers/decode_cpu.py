@@ -31,7 +31,7 @@ from soroq.bench.kernels.ggml import TYPES, directory
 from soroq.bench.peers.llama import FTYPES, Llama, LlamaModel
 from soroq.bench.peers.parity import DEMO, write_float_gguf
 from soroq.bench.quality.sets import EvalSet, make_set, read_passages
-from soroq.bench.record import append_records
+from soroq.bench.record import append_records, read_records
 from soroq.io.demo_model import DEMO_MODELS
 from soroq.kernels.cpu import ceilings
 from soroq.loading import load_tokenizer
@@ -255,6 +255,13 @@ def table(entries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def newest_run() -> list[dict[str, Any]]:
+    """Return the entries that the last run recorded."""
+    recorded = read_records(BENCH)
+    last = max((entry["time"] for entry in recorded), default="")
+    return [entry for entry in recorded if entry["time"] == last]
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -274,7 +281,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--work", type=Path, help="where GGUF files are kept")
     parser.add_argument("--no-record", action="store_true")
+    parser.add_argument("--table", action="store_true", help="the newest run's; measures nothing")
     options = parser.parse_args()
+    if options.table:
+        print(table(newest_run()), end="")
+        return
     tokenizer = load_tokenizer(DEMO)
     pairs = (pair.split("=", 1) for pair in options.text)
     texts = {

@@ -6,8 +6,8 @@ set(SOROQ_KERNEL_SOURCES
   ${_csrc}/panels.cpp ${_csrc}/pool.cpp ${_csrc}/simd_generic.cpp)
 
 # -ffp-contract: multiply-adds in one instruction, as everywhere outside of strict ISO C++.
-# -Wno-maybe-uninitialized: gcc 12 says it of its own intrinsics.
-set(_simd "-O3;-ffp-contract=fast;-Wno-psabi;-Wno-maybe-uninitialized")
+# -Wno-…uninitialized: gcc 12 says it of its own intrinsics.
+set(_simd "-O3;-ffp-contract=fast;-Wno-psabi;-Wno-uninitialized;-Wno-maybe-uninitialized")
 set_source_files_properties(${_csrc}/simd_generic.cpp PROPERTIES COMPILE_OPTIONS "${_simd}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(_avx2 "${_simd};-mavx2;-mfma")
