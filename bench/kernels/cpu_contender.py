@@ -7,8 +7,9 @@ for contender in contenders():                    # those whose packages are her
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from soroq.bench.kernels.cpu_problem import Problem
@@ -52,3 +53,15 @@ class Contender(Protocol):
 def copies_for(nbytes: int, cold_bytes: int) -> int:
     """Return how many copies of `nbytes` are larger than `cold_bytes` together."""
     return cold_bytes // nbytes + 1
+
+
+def differ(codes: np.ndarray[Any, Any], i: int) -> np.ndarray[Any, Any]:
+    """Return bytes of codes; for copy i > 0 a copy that differs in the code at i.
+
+    Graph optimizers keep equal constants once: the copies would all be read from the cache.
+    """
+    if i == 0:
+        return codes
+    other = codes.copy()
+    other.reshape(-1)[i] ^= 1
+    return other
