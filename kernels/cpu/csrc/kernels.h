@@ -15,7 +15,7 @@ namespace soroq {
 struct RoundedX {
   int8_t* codes;
   float* scales;
-  float* sums;
+  int32_t* sums;
   int64_t M;
   int planes;
 };

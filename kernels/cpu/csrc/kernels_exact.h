@@ -1,6 +1,16 @@
 // Part of kernels_impl.h: products with activations as they are. Included there, inside the namespace
 // of one instruction set.
 
+// What a chunk's scales and zero points are for the rows of vector v.
+struct Grid {
+  vf scale, zero;
+};
+
+inline Grid grid_of(const PanelView& w, const uint8_t* chunk, int v) {
+  const vf centre = splat(static_cast<float>(1 << (w.bits - 1)));
+  return {scales_of(w, chunk, v), w.symmetric ? centre : zeros_of(w, chunk, v)};
+}
+
 // Code j of the columns that share a vector: 8 for int4, 4 for int8, as float32.
 template <int bits>
 inline vf code_of(vu packed, int j) {

@@ -104,10 +104,11 @@ void round_row(const PanelShape& s, const float* x, int64_t m, const RoundedX& o
   const int64_t chunk = s.chunk();
   for (int64_t c = 0; c < s.n_chunks(); ++c) {
     const int64_t length = s.chunk_length(c);
-    float padded[kMaxChunk + 16] = {0};
+    float padded[kMaxChunk + 16];
     const float* from = x + s.chunk_start(c);
     if (length % L) {
       for (int64_t k = 0; k < length; ++k) padded[k] = from[k];
+      for (int64_t k = length; k % L; ++k) padded[k] = 0;
       from = padded;
     }
     vf most = {}, poison = {};
@@ -141,7 +142,7 @@ void round_row(const PanelShape& s, const float* x, int64_t m, const RoundedX& o
       if (out.planes == 2) codes[chunk + k] = 0;
     }
     out.scales[c * out.M + m] = (usable ? top / most_value : 0.0f) + bad;
-    out.sums[c * out.M + m] = sum_of(sum);
+    out.sums[c * out.M + m] = static_cast<int32_t>(sum_of(sum));
   }
 }
 
@@ -159,38 +160,58 @@ inline vi signed_codes(vi w) {
   return V::kSignedDot ? w ^ static_cast<int32_t>(0x80808080u) : w;
 }
 
-// What a chunk's scales and zero points are for the rows of vector v.
-struct Grid {
-  vf scale, zero;
-};
-
-inline Grid grid_of(const PanelView& w, const uint8_t* chunk, int v) {
-  const int r = v * L;
+// The scales of a chunk for the rows of vector v, and its zero points.
+inline vf scales_of(const PanelView& w, const uint8_t* chunk, int v) {
   const uint8_t* scales = chunk + w.code_bytes;
-  Grid g;
-  g.scale = w.bf16_scales ? widen(scales + 2 * r) : load<vf>(scales + 4 * r);
-  g.zero = w.symmetric ? splat(static_cast<float>(1 << (w.bits - 1)))
-                       : to_float(V::bytes(scales + w.scale_bytes + r));
-  return g;
+  return w.bf16_scales ? widen(scales + 2 * v * L) : load<vf>(scales + 4 * v * L);
 }
 
-// Adds the scaled sums of one block to y (MB / planes, 64), from vector v0 of its rows on.
+inline vf zeros_of(const PanelView& w, const uint8_t* chunk, int v) {
+  return to_float(V::bytes(chunk + w.code_bytes + w.scale_bytes + v * L));
+}
+
+// What a block's sums begin with: the symmetric zero point's part; of two planes in the second.
 template <int MB, int NT, int planes>
-inline void add_scaled(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int64_t at,
-                       const vi (&acc)[MB][NT], int v0, float* y) {
+inline void begin_sums(const PanelView& w, const int32_t* sums, vi (&acc)[MB][NT]) {
+  const bool centred = !w.symmetric || (w.bits == 8 && V::kSignedDot);
+#pragma GCC unroll 8
+  for (int i = 0; i < MB; ++i) {
+    vi begin = {};
+    if (i % planes == planes - 1 && !centred) begin = -(splat_i(sums[i / planes]) << (w.bits - 1));
+#pragma GCC unroll 16
+    for (int v = 0; v < NT; ++v) acc[i][v] = begin;
+  }
+}
+
+// Adds the scaled sums of one block to y (MB / planes, 64), from vector v0 of its rows on; `scales`
+// and `sums`: the tokens'.
+template <int MB, int NT, int planes, bool symmetric>
+inline void add_scaled(const PanelView& w, const uint8_t* chunk, const float* scales,
+                       const int32_t* sums, const vi (&acc)[MB][NT], int v0, float* y) {
   const float shift = w.bits == 8 ? kShift8 : 0.0f;
 #pragma GCC unroll 16
   for (int v = 0; v < NT; ++v) {
-    const Grid g = grid_of(w, chunk, v0 + v);
-    const vf zero = g.zero - shift;
+    const vf scale = scales_of(w, chunk, v0 + v);
+    const vf zero = symmetric ? vf{} : zeros_of(w, chunk, v0 + v) - shift;
 #pragma GCC unroll 8
     for (int m = 0; m < MB / planes; ++m) {
       float* to = y + m * kPanel + (v0 + v) * L;
       vi whole = acc[m * planes][v];
       if (planes == 2) whole = (whole << 7) + acc[m * planes + 1][v];
-      const vf product = to_float(whole) - zero * x.sums[at + m];
-      store(to, load<vf>(to) + product * (g.scale * x.scales[at + m]));
+      vf product = to_float(whole);
+      if (!symmetric) product -= zero * static_cast<float>(sums[m]);
+      store(to, load<vf>(to) + product * (scale * scales[m]));
     }
+  }
+}
+
+template <int MB, int NT, int planes>
+inline void finish_block(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int64_t at,
+                         const vi (&acc)[MB][NT], int v0, float* y) {
+  if (w.symmetric) {
+    add_scaled<MB, NT, planes, true>(w, chunk, x.scales + at, x.sums + at, acc, v0, y);
+  } else {
+    add_scaled<MB, NT, planes, false>(w, chunk, x.scales + at, x.sums + at, acc, v0, y);
   }
 }
 
@@ -202,7 +223,8 @@ void block_int4(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int
   const int64_t columns = w.columns, at = c * x.M + m;
   const int8_t* codes = x.codes + at * planes * columns;
   for (int v0 = 0; v0 < NV; v0 += NT) {
-    vi low[MB][NT] = {}, high[MB][NT] = {};
+    vi low[MB][NT], high[MB][NT] = {};
+    begin_sums<MB, NT, planes>(w, x.sums + at, low);
     const uint8_t* from = chunk + v0 * L * 4;
     for (int64_t k = 0; k < columns; k += 8, from += 4 * kPanel) {
 #pragma GCC unroll 16
@@ -230,7 +252,7 @@ void block_int4(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int
 #pragma GCC unroll 16
       for (int v = 0; v < NT; ++v) low[i][v] += high[i][v];
     }
-    add_scaled<MB, NT, planes>(w, chunk, x, at, low, v0, y);
+    finish_block<MB, NT, planes>(w, chunk, x, at, low, v0, y);
   }
 }
 
@@ -242,7 +264,8 @@ void block_bytes(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
   const int64_t columns = w.columns, at = c * x.M + m;
   const int8_t* codes = x.codes + at * planes * columns;
   for (int v0 = 0; v0 < NV; v0 += NT) {
-    vi acc[MB][NT] = {};
+    vi acc[MB][NT];
+    begin_sums<MB, NT, planes>(w, x.sums + at, acc);
     const uint8_t* from = bytes + v0 * L * 4;
     if (V::kDotPairs && !full) {
       for (int64_t k = 0; k < columns; k += 8, from += 8 * kPanel) {
@@ -260,7 +283,7 @@ void block_bytes(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
           for (int v = 0; v < NT; ++v) acc[i][v] = V::dot_two(acc[i][v], w0[v], x0, w1[v], x1);
         }
       }
-      add_scaled<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
+      finish_block<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
       continue;
     }
     for (int64_t k = 0; k < columns; k += 4, from += 4 * kPanel) {
@@ -278,7 +301,7 @@ void block_bytes(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
         for (int v = 0; v < NT; ++v) acc[i][v] = multiply<full>(acc[i][v], rows[v], q);
       }
     }
-    add_scaled<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
+    finish_block<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
   }
 }
 

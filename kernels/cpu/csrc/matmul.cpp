@@ -65,7 +65,7 @@ RoundedX rounded_in(const PanelShape& s, int64_t M, Precision precision, void* m
   at += aligned(s.n_chunks() * s.chunk() * M * x.planes);
   x.scales = reinterpret_cast<float*>(at);
   at += aligned(s.n_chunks() * M * 4);
-  x.sums = reinterpret_cast<float*>(at);
+  x.sums = reinterpret_cast<int32_t*>(at);
   return x;
 }
 

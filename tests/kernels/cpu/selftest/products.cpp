@@ -183,7 +183,8 @@ void check_round_row(Report& report, const std::string& name, const Problem& p, 
   const PanelShape& s = p.weight.w;
   const int64_t M = 3, n = s.n_chunks();
   std::vector<int8_t> codes(n * M * planes * s.chunk(), 99);
-  std::vector<float> scales(n * M, kNaN), sums(n * M, kNaN);
+  std::vector<float> scales(n * M, kNaN);
+  std::vector<int32_t> sums(n * M, -1);
   const RoundedX out{codes.data(), scales.data(), sums.data(), M, planes};
   for (int64_t m = 0; m < M; ++m) kernels().round_row(s, &p.x[m * p.ldx], m, out);
   const double most = planes == 2 ? 127 * 128 : 127;
