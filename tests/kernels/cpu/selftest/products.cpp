@@ -7,7 +7,7 @@ namespace selftest {
 
 namespace {
 
-constexpr int64_t kTokens[] = {1, 2, 3, 4, 5, 6, 7, 13, 64, 300};
+constexpr int64_t kTokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 13, 17, 37, 64, 300};
 constexpr Precision kPrecisions[] = {Precision::exact, Precision::int8, Precision::int16};
 constexpr const char* kPrecisionNames[] = {"exact", "int8", "int16"};
 
@@ -209,6 +209,35 @@ void check_round_row(Report& report, const std::string& name, const Problem& p, 
   report.check(ok, name + " round_row, planes " + std::to_string(planes));
 }
 
+// One panel's product for tokens m0 to m1 is that of the same tokens among all, and nothing else is
+// written.
+void check_some_tokens(Report& report, const std::string& name, const Problem& p, int planes) {
+  const PanelShape& s = p.weight.w;
+  const int64_t M = 40, n = s.n_chunks();
+  std::vector<int8_t> codes(n * M * planes * s.chunk());
+  std::vector<float> scales(n * M), all(M * kPanel);
+  std::vector<int32_t> sums(n * M);
+  std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, kScratchBytes), std::free);
+  const RoundedX x{codes.data(), scales.data(), sums.data(), M, planes};
+  for (int64_t m = 0; m < M; ++m) kernels().round_row(s, &p.x[m * p.ldx], m, x);
+  kernels().panel_rounded(p.weight.w, 0, x, 0, M, all.data(), scratch.get());
+  for (const int64_t tokens : {1, 3, 9, 17}) {
+    for (const int64_t m0 : {int64_t{0}, int64_t{5}, M - tokens}) {
+      std::vector<float> y((tokens + 2) * kPanel, 7.5f);
+      kernels().panel_rounded(p.weight.w, 0, x, m0, m0 + tokens, &y[kPanel], scratch.get());
+      bool ok = true;
+      for (int64_t i = 0; i < kPanel; ++i) ok = ok && y[i] == 7.5f && y.end()[i - kPanel] == 7.5f;
+      for (int64_t i = 0; i < tokens * kPanel; ++i) {
+        const double want = all[m0 * kPanel + i];
+        ok = ok && close(y[kPanel + i], want, 1e-5 * std::sqrt(static_cast<double>(s.K)) +
+                                                  1e-5 * std::fabs(want));
+      }
+      report.check(ok, name + " planes " + std::to_string(planes) + ", " + std::to_string(tokens) +
+                           " tokens from " + std::to_string(m0));
+    }
+  }
+}
+
 void check_gather_and_unpack(Report& report, const std::string& name, const Weight& weight) {
   const PanelShape& s = weight.w;
   bool ok = true;
@@ -328,7 +357,10 @@ void test_kernels(Report& report, bool quick) {
         const std::string name = isa + " " + describe(shape);
         for (int at = 0; at < 3; ++at) {
           if (shape.bits == 16 && at > 0) continue;
-          if (at > 0) check_round_row(report, name, problem, at);
+          if (at > 0) {
+            check_round_row(report, name, problem, at);
+            check_some_tokens(report, name, problem, at);
+          }
           for (const int64_t M : kTokens) {
             if (M > most) continue;
             check_product(report, name, problem, at, M, random);
