@@ -63,7 +63,7 @@ inline int32x4_t begin_pair(const PanelView& w, const int32_t* sums, bool alone,
 // P pairs of codes, `planes` for each pair of tokens; odd: the last pair is one token.
 template <int P, int planes>
 void block_pairs(const PanelView& w, const uint8_t* chunk, const uint8_t* rows, const int8_t* codes,
-                 const float* scales, const int32_t* sums, bool odd, float* y) {
+                 const RoundedX& x, int64_t at, bool odd, float* y) {
   constexpr int MB = 2 * P;
   const int64_t columns = w.columns;
   int32x4_t start[P];
@@ -71,7 +71,7 @@ void block_pairs(const PanelView& w, const uint8_t* chunk, const uint8_t* rows, 
   for (int i = 0; i < P; ++i) {
     const int pair = i / planes;
     const bool alone = odd && pair == P / planes - 1;
-    start[i] = begin_pair(w, sums + 2 * pair, alone, i % planes == planes - 1);
+    start[i] = begin_pair(w, x.sums + at + 2 * pair, alone, i % planes == planes - 1);
   }
   for (int v0 = 0; v0 < NV; v0 += kPairVectors) {
     int32x4_t acc[P][kRowPairs];
@@ -95,20 +95,20 @@ void block_pairs(const PanelView& w, const uint8_t* chunk, const uint8_t* rows, 
     vi whole[MB][kPairVectors];  // row of codes: token, then plane
 #pragma GCC unroll 8
     for (int i = 0; i < P; ++i) {
-      const int at = i / planes * 2 * planes + i % planes;
+      const int code = i / planes * 2 * planes + i % planes;
 #pragma GCC unroll 8
       for (int v = 0; v < kPairVectors; ++v) {
         const int32x4_t p = acc[i][2 * v], q = acc[i][2 * v + 1];
-        whole[at][v] = reinterpret_cast<vi>(vuzp1q_s32(p, q));
-        whole[at + planes][v] = reinterpret_cast<vi>(vuzp2q_s32(p, q));
+        whole[code][v] = reinterpret_cast<vi>(vuzp1q_s32(p, q));
+        whole[code + planes][v] = reinterpret_cast<vi>(vuzp2q_s32(p, q));
       }
     }
-    const auto add = [&](const auto& part) {
-      constexpr int rows_of_codes = sizeof part / sizeof part[0];
-      if (w.symmetric) {
-        add_scaled<rows_of_codes, kPairVectors, planes, true>(w, chunk, scales, sums, part, v0, y);
+    const auto add = [&](auto& part) {
+      constexpr int n = sizeof part / sizeof part[0];
+      if (w.bits == 4) {
+        finish_block<n, kPairVectors, planes, packed_int4>(w, chunk, chunk, x, at, part, v0, y);
       } else {
-        add_scaled<rows_of_codes, kPairVectors, planes, false>(w, chunk, scales, sums, part, v0, y);
+        finish_block<n, kPairVectors, planes, bytes_int8>(w, chunk, chunk, x, at, part, v0, y);
       }
     };
     if (odd) {
@@ -139,8 +139,8 @@ void panel_pairs_of(const PanelView& w, const uint8_t* chunk, const RoundedX& x,
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = pairs * b / blocks, n = pairs * (b + 1) / blocks - first;
       const auto block = [&](auto* run) {
-        run(w, chunk, rows, codes + 2 * first * row, x.scales + at + 2 * first,
-            x.sums + at + 2 * first, b == blocks - 1 && tokens % 2 == 1, y + 2 * first * kPanel);
+        run(w, chunk, rows, codes + 2 * first * row, x, at + 2 * first,
+            b == blocks - 1 && tokens % 2 == 1, y + 2 * first * kPanel);
       };
       if (n == most) {
         block(block_pairs<kTokenPairs, planes>);

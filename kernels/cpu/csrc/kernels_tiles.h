@@ -74,7 +74,7 @@ inline void multiply_tiles(const uint8_t* bytes, int64_t columns, int64_t step, 
   }
 }
 
-// Adds the scaled sums (tokens, planes, 64) to y (tokens, 64); scales and x_sums: the tokens'.
+// Adds the scaled sums (tokens, planes, 64) to y (tokens, 64); the tokens' codes begin at `at`.
 template <int planes, bool symmetric>
 inline void add_sums(const PanelView& w, const uint8_t* chunk, const float* scales,
                      const int32_t* x_sums, const int32_t* sums, int64_t tokens, float* y) {
@@ -92,6 +92,17 @@ inline void add_sums(const PanelView& w, const uint8_t* chunk, const float* scal
       if (!symmetric) product -= zero * static_cast<float>(x_sums[m]);
       store(to, load<vf>(to) + product * (scale * scales[m]));
     }
+  }
+}
+
+// One plane: adds the tokens' quads apart to their sums (tokens, 64).
+template <Codes kind>
+inline void add_all_apart(const uint8_t* codes, const Apart* apart, int64_t tokens, int32_t* sums) {
+  for (int64_t m = 0; m < tokens; ++m, sums += kPanel) {
+    vi row[NV];
+    __builtin_memcpy(row, sums, sizeof row);
+    add_apart<NV, kind>(codes, apart[m], 0, row);
+    __builtin_memcpy(sums, row, sizeof row);
   }
 }
 
@@ -118,14 +129,18 @@ void panel_tiles(const PanelView& w, const uint8_t* chunk, const RoundedX& x, in
       const int64_t done = b * height, first = done < tokens - height ? done : tokens - height;
       const int64_t skip = done - first, at = c * x.M + m0 + first;
       multiply_tiles<planes>(bytes, w.columns, step, x.codes + at * planes * w.columns, sums);
-      const int32_t* fresh = sums + skip * planes * kPanel;
+      int32_t* fresh = sums + skip * planes * kPanel;
+      const int64_t start = at + skip, rest = height - skip;
       float* to = y + done * kPanel;
+      if (planes == 1 && w.bits == 4) {
+        add_all_apart<bytes_int4>(bytes, x.apart + start, rest, fresh);
+      } else if (planes == 1) {
+        add_all_apart<bytes_int8>(bytes, x.apart + start, rest, fresh);
+      }
       if (w.symmetric) {
-        add_sums<planes, true>(w, chunk, x.scales + at + skip, x.sums + at + skip, fresh,
-                               height - skip, to);
+        add_sums<planes, true>(w, chunk, x.scales + start, x.sums + start, fresh, rest, to);
       } else {
-        add_sums<planes, false>(w, chunk, x.scales + at + skip, x.sums + at + skip, fresh,
-                                height - skip, to);
+        add_sums<planes, false>(w, chunk, x.scales + start, x.sums + start, fresh, rest, to);
       }
     }
   }

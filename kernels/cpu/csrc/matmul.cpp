@@ -53,7 +53,8 @@ void* Arena::get(int64_t bytes) {
 
 int64_t rounded_bytes(const PanelShape& s, int64_t M, Precision precision) {
   const int64_t codes = s.n_chunks() * s.chunk() * M * planes_of(precision);
-  return aligned(codes) + 2 * aligned(s.n_chunks() * M * 4);
+  const int64_t each = s.n_chunks() * M, apart = precision == Precision::int8 ? sizeof(Apart) : 0;
+  return aligned(codes) + 2 * aligned(each * 4) + aligned(each * apart);
 }
 
 RoundedX rounded_in(const PanelShape& s, int64_t M, Precision precision, void* memory) {
@@ -66,6 +67,8 @@ RoundedX rounded_in(const PanelShape& s, int64_t M, Precision precision, void* m
   x.scales = reinterpret_cast<float*>(at);
   at += aligned(s.n_chunks() * M * 4);
   x.sums = reinterpret_cast<int32_t*>(at);
+  at += aligned(s.n_chunks() * M * 4);
+  x.apart = x.planes == 1 ? reinterpret_cast<Apart*>(at) : nullptr;
   return x;
 }
 

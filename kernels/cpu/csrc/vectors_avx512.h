@@ -35,4 +35,12 @@ struct V {
   }
   typedef float vf __attribute__((vector_size(64)));
   static inline float sum(vf v) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v)); }
+  static inline vf quad_max(vf v) {
+    const __m512 all = reinterpret_cast<__m512>(v);
+    const __m512 two = _mm512_max_ps(all, _mm512_permute_ps(all, 0xB1));
+    return reinterpret_cast<vf>(_mm512_max_ps(two, _mm512_permute_ps(two, 0x4E)));
+  }
+  static inline uint32_t bits(vi v) {
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(v));
+  }
 };
