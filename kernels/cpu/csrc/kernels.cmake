@@ -7,7 +7,10 @@ set(SOROQ_KERNEL_SOURCES
 
 # -ffp-contract: multiply-adds in one instruction, as everywhere outside of strict ISO C++.
 # -Wno-…uninitialized: gcc 12 says it of its own intrinsics.
-set(_simd "-O3;-ffp-contract=fast;-Wno-psabi;-Wno-uninitialized;-Wno-maybe-uninitialized")
+set(_simd "-O3;-ffp-contract=fast;-Wno-psabi;-Wno-uninitialized")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  list(APPEND _simd "-Wno-maybe-uninitialized")  # clang has no warning of that name
+endif()
 set_source_files_properties(${_csrc}/simd_generic.cpp PROPERTIES COMPILE_OPTIONS "${_simd}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(_avx2 "${_simd};-mavx2;-mfma")

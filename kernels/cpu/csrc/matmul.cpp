@@ -105,6 +105,15 @@ void multiply(const Member& me, const PanelWeight& w, Precision precision, const
   }
 }
 
+void touch_panels(const Member& me, const PanelShape& s, bool gated, uint8_t* data) {
+  constexpr int64_t page = 4096;  // the smallest that there is
+  const int64_t step = gated ? 2 : 1, columns = s.n_panels() / step;
+  const int64_t begin = me.begin(columns) * step * s.panel_bytes();
+  const int64_t end = me.end(columns) * step * s.panel_bytes();
+  for (int64_t at = begin; at < end; at += page) data[at] = 0;
+  if (begin < end) data[end - 1] = 0;
+}
+
 void matmul(const PanelWeight& w, Precision precision, const float* x, int64_t ldx, int64_t M,
             const Finish& finish) {
   if (M == 0 || w.N == 0) return;
