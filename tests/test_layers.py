@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoder": {"core", "kernels", "models", "nn", "io", "loading", "_cpu"},
     "manifest": _MAIN_JOB,
     "pipeline": _MAIN_JOB | {"manifest"},
-    "export": {"core", "models", "nn", "io"},
+    "export": {"core", "models", "nn", "io", "loading"},
     "train": {"core", "models", "calib"},
     "bench": _ALL_BELOW_BENCH | {"train"},
     "inspection": _MAIN_JOB | {"manifest"},

@@ -37,9 +37,9 @@ class Limits:
 # KL 0.018 and top-1 0.88 on it (int4-gptq, 4-bit embedding). A wrong graph is off by whole nats.
 LIMITS = {
     ("float32", "exact"): Limits(1e-4, 0.99, 1e-3),
-    ("float32", "int8"): Limits(0.06, 0.7, 0.3),
+    ("float32", "int8"): Limits(0.06, 0.7, 0.1),
     ("float16", "exact"): Limits(0.01, 0.95, 0.05),
-    ("float16", "int8"): Limits(0.06, 0.7, 0.3),
+    ("float16", "int8"): Limits(0.06, 0.7, 0.1),
 }
 
 
