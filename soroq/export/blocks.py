@@ -1,9 +1,9 @@
 """Stored matrices as com.microsoft::MatMulNBits wants them: our codes, bit for bit.
 
 B uint8 (N, blocks, block_size · bits / 8), low bits first; scales (N, blocks); zero points uint8
-(N, ⌈blocks · bits / 8⌉), none if symmetric. soroq stores codes plus 2^(bits−1) low bits first along K,
-in little-endian words, and their bytes are B's bytes as they are. (github.com/microsoft/onnxruntime,
-docs/ContribOperators.md)
+(N, ⌈blocks · bits / 8⌉), none if symmetric (github.com/microsoft/onnxruntime,
+docs/ContribOperators.md). soroq stores codes plus 2^(bits−1), low bits first along K, in
+little-endian words: their bytes are B's bytes as they are.
 
 What has no kernel in ONNX Runtime, float8, is rounded anew to int8 in groups of 128.
 """
@@ -117,17 +117,18 @@ def _block_size(module: str, K: int, args: QuantArgs) -> int:
         fits = [min(power, 256)] if power >= 16 else []
     if not fits:
         raise CheckpointError(
-            f"{module}: in_features {K} in groups of {args.group_size or 'a row'} is no multiple of "
-            "16, which MatMulNBits' blocks are; quantize it with --group-size 32, 64 or 128"
+            f"{module}: in_features {K} in groups of {args.group_size or 'a row'} is no multiple "
+            "of 16, which MatMulNBits' blocks are; quantize it with --group-size 32, 64 or 128"
         )
     return fits[0]
 
 
 def _pack_zeros(zeros: torch.Tensor, args: QuantArgs) -> torch.Tensor:
     """Return zero points int8 (N, blocks) packed along the blocks, low bits first."""
-    unsigned = (zeros.to(torch.int16) + 2 ** (args.bits - 1)).to(torch.uint8)
+    unsigned: torch.Tensor = (zeros.to(torch.int16) + 2 ** (args.bits - 1)).to(torch.uint8)
     if args.bits == 8:
         return unsigned
     if unsigned.shape[1] % 2:
         unsigned = torch.nn.functional.pad(unsigned, (0, 1))
-    return unsigned[:, 0::2] | unsigned[:, 1::2] << 4
+    packed: torch.Tensor = unsigned[:, 0::2] | unsigned[:, 1::2] << 4
+    return packed

@@ -3,8 +3,8 @@
     chat = Chat(Path("out-onnx"))
     for piece in chat.answer([{"role": "user", "content": "Салом!"}]): print(piece, end="")
 
-Needs onnxruntime, tokenizers and numpy, and jinja2 where the model has a chat template. Neither torch
-nor transformers is imported.
+Needs onnxruntime, tokenizers and numpy, and jinja2 where the model has a chat template. Neither
+torch nor transformers is imported.
 """
 
 import importlib.util

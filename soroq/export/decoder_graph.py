@@ -1,13 +1,13 @@
 """The graph of a decoder: what soroq.models knows of a checkpoint, written as ONNX nodes.
 
 Inputs: input_ids (B, S), attention_mask (B, T) int64, past_key_values.N.key and .value
-(B, heads, P, head_dim). Outputs: logits float32 (B, S or 1, V), present.N.key and .value. These names
-are those of transformers.js, optimum and onnxruntime-genai.
+(B, heads, P, head_dim). Outputs: logits float32 (B, S or 1, V), present.N.key and .value. These
+names are those of transformers.js, optimum and onnxruntime-genai.
 
-*Unequal lengths.* GroupQueryAttention holds each row of a batch from position 0 on and takes padding
-behind it only. Rows padded in front, as transformers pads, are turned at the graph's beginning until
-their padding stands behind, and turned back before the head; the mask tells by how much. Positions
-follow from the mask too, so there is no position_ids.
+*Unequal lengths.* GroupQueryAttention holds each row of a batch from position 0 on and takes
+padding behind it only. Rows padded in front, as transformers pads, are turned at the graph's
+beginning until their padding stands behind, and turned back before the head; the mask tells by how
+much. Positions follow from the mask too, so there is no position_ids.
 
 *Windows.* local_window_size w masks i − j ≥ w, as transformers' sliding_window does.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from soroq.export.facts import refuse_unknown, rotary_frequencies, window_of
 from soroq.export.graph import MICROSOFT, GraphBuilder
@@ -84,9 +84,9 @@ class DecoderGraph:
     def build(self) -> tuple[str, str]:
         """Add all nodes up to the head; return (logits of all rows, logits of the last).
 
-        Both are in the graph; a file gets the nodes of one of them (`soroq.export.prune`).
+        Both are in the graph; a file gets the nodes of one of them (`soroq.export.onnx_cpu`).
         """
-        graph, layout = self._graph, self._layout
+        layout = self._layout
         step = self._begin()
         embedding = layout.embedding.removesuffix(".weight")
         table = self._linears.store(embedding, "embedding")

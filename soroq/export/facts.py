@@ -51,8 +51,8 @@ def rotary_frequencies(
                 break
         else:
             raise CheckpointError(
-                f"{checkpoint.path}: rotary embeddings that aren't position times frequency can't be "
-                "exported"
+                f"{checkpoint.path}: rotary embeddings that aren't position times frequency "
+                "can't be exported"
             )
     return found
 

@@ -1,6 +1,6 @@
 """GraphBuilder: nodes, constants and weights of one ONNX graph, by name.
 
-    y = graph.node("Add", [x, graph.constant(1)], "layers.0/add")
+y = graph.node("Add", [x, graph.constant(1)], "layers.0/add")
 """
 
 from collections.abc import Sequence

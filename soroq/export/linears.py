@@ -37,9 +37,7 @@ class LinearWriter:
     in float32. rounded_anew: the modules whose float8 weights became int8.
     """
 
-    def __init__(
-        self, graph: GraphBuilder, checkpoint: Checkpoint, *, accuracy_level: int
-    ) -> None:
+    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, *, accuracy_level: int) -> None:
         self._graph, self._checkpoint, self._level = graph, checkpoint, accuracy_level
         self._weights = StoredWeights(checkpoint)
         self._names = set(checkpoint.names())

@@ -27,7 +27,15 @@ from soroq.export.graph import IR_VERSION, MICROSOFT_OPSET, OPSET, GraphBuilder
 from soroq.export.layouts import write_layouts
 from soroq.export.linears import LinearWriter
 from soroq.export.session import EVERY, FOLDER, LAST
-from soroq.export.target import COMPUTE, MANIFEST, PRECISIONS, Check, ExportManifest, ExportRequest, Say
+from soroq.export.target import (
+    COMPUTE,
+    MANIFEST,
+    PRECISIONS,
+    Check,
+    ExportManifest,
+    ExportRequest,
+    Say,
+)
 from soroq.export.tensors import FILE_LIMIT, ONNX_TYPES, ExternalData
 from soroq.io.checkpoint import Checkpoint, open_checkpoint
 from soroq.io.safetensors_file import fsync_directory
@@ -71,7 +79,9 @@ def export(
         manifest = ExportManifest(
             target=TARGET,
             soroq_version=soroq.__version__,
-            source=request.source if not Path(request.source).exists() else Path(request.source).name,
+            source=request.source
+            if not Path(request.source).exists()
+            else Path(request.source).name,
             source_sha256=checkpoint.sha256(),
             compute=request.compute,
             precision=request.precision,
@@ -170,7 +180,9 @@ def _refuse_choices(request: ExportRequest) -> None:
             "--compute bfloat16: ONNX Runtime has no attention in bfloat16 on CPUs; use float32"
         )
     if request.precision not in PRECISIONS:
-        raise SchemeError(f"--precision {request.precision!r} is not one of {', '.join(PRECISIONS)}")
+        raise SchemeError(
+            f"--precision {request.precision!r} is not one of {', '.join(PRECISIONS)}"
+        )
 
 
 @contextmanager

@@ -46,9 +46,7 @@ def open_session(folder: Path, graph: str = LAST, threads: int | None = None) ->
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's have no base of their own
         needed = _required(folder)
         here = str(onnxruntime.__version__)

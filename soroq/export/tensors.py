@@ -64,9 +64,7 @@ class ExternalData:
                 file.write(values.data)
                 written += values.nbytes
         except OSError as error:
-            raise OutputError(
-                f"can't write {self.files[-1]}: {error.strerror or error}"
-            ) from error
+            raise OutputError(f"can't write {self.files[-1]}: {error.strerror or error}") from error
         assert written == nbytes, f"{name}: {written} bytes written, {nbytes} promised"
         return _proto(name, ONNX_TYPES[dtype], shape, self.files[-1].name, offset, nbytes)
 
