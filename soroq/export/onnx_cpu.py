@@ -79,9 +79,7 @@ def export(
         manifest = ExportManifest(
             target=TARGET,
             soroq_version=soroq.__version__,
-            source=request.source
-            if not Path(request.source).exists()
-            else Path(request.source).name,
+            source=Path(request.source).name,
             source_sha256=checkpoint.sha256(),
             compute=request.compute,
             precision=request.precision,

@@ -1,12 +1,12 @@
 """ExternalData: a graph's tensors, written one behind the other into files beside it.
 
     data = ExternalData(folder, "model.onnx_data")
-    weight = data.add("head", torch.uint8, (N, blocks, width), words)   # bytes go to the file at once
-    same = data.view("embedding", weight, (N, K))                       # the same bytes, not twice
+    weight = data.add("head", torch.uint8, (N, blocks, width), words)  # to the file at once
+    same = data.view("embedding", weight, (N, K))  # the same bytes, not twice
     data.close()
 
 Files are named as transformers.js looks for them: model.onnx_data, model.onnx_data_1, … A tensor
-lies in one file, and no file reaches 2 GB, which 32-bit platforms and protobuf's readers can't pass.
+lies in one file, and no file reaches 2 GB, which 32-bit platforms and browsers can't pass.
 """
 
 import os

@@ -22,7 +22,7 @@ Make = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Make:
-    """Return make(model_type, scheme, …) → (checkpoint, exported folder); scheme '' for bfloat16."""
+    """Return make(model_type, scheme, …) → (checkpoint, exported folder); scheme '': bfloat16."""
 
     def make(
         model_type: str = "gemma3_text",

@@ -28,8 +28,8 @@ from soroq.nn.linear import RoundedLinear
 Make = Callable[..., tuple[Path, Path]]
 
 # Logits relative to their norm: float32 in another order of sums; int8 activations in blocks of 32;
-# float16 between nodes and in the cache; float8 weights rounded to int8.
-CLOSE = {"exact": 1e-5, "int8": 5e-2, "float16": 1e-2, "fp8": 3e-2}
+# float16 between nodes and in the cache; float8 weights rounded to int8, 1 % of a tiny model's.
+CLOSE = {"exact": 1e-5, "int8": 5e-2, "float16": 1e-2, "fp8": 8e-2}
 IDS = torch.randint(4, 260, (70,), generator=torch.Generator().manual_seed(0))
 TYPES = ["gemma3_text", "llama", "mistral", "qwen2", "qwen3"]
 WINDOWS: dict[str, dict[str, Any]] = {
