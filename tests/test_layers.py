@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"core", "models", "nn", "io", "loading"},
     "train": {"core", "models", "calib"},
     "bench": _ALL_BELOW_BENCH | {"train"},
-    "inspection": _MAIN_JOB | {"manifest"},
+    "inspection": _MAIN_JOB | {"manifest", "export"},
     "console": {"core", "pipeline"},
     "commands": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console"},
     "cli": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console", "commands"},

@@ -115,9 +115,9 @@ def write_graphs(
     finally:
         data.close()
     inputs, present = _signature(decoder, ONNX_TYPES[compute])
-    for file, logits, rows in ((EVERY, every, "sequence"), (LAST, last, 1)):
+    for file, logits, rows in ((EVERY, every, "sequence_length"), (LAST, last, 1)):
         nodes = name_output(needed_for([logits], graph.nodes), logits, "logits")
-        shape = ["batch", rows, decoder.vocabulary]
+        shape = ["batch_size", rows, decoder.vocabulary]
         output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
         graph.save(folder / file, inputs, [output, *present], nodes)
     if not linears.rounded_anew:
@@ -157,16 +157,22 @@ def _signature(decoder: DecoderGraph, kind: int) -> tuple[list[Any], list[Any]]:
     """Return a graph's inputs, and its outputs but for the logits."""
     make = helper.make_tensor_value_info
     inputs = [
-        make("input_ids", TensorProto.INT64, ["batch", "sequence"]),
-        make("attention_mask", TensorProto.INT64, ["batch", "total"]),
+        make("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
+        make("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]),
     ]
     present = []
     for index in range(decoder.n_blocks):
         for part in ("key", "value"):
             heads, size = decoder.kv_heads, decoder.head_dim
             past = f"past_key_values.{index}.{part}"
-            inputs.append(make(past, kind, ["batch", heads, "past", size]))
-            present.append(make(f"present.{index}.{part}", kind, ["batch", heads, "kept", size]))
+            inputs.append(make(past, kind, ["batch_size", heads, "past_sequence_length", size]))
+            present.append(
+                make(
+                    f"present.{index}.{part}",
+                    kind,
+                    ["batch_size", heads, "total_sequence_length", size],
+                )
+            )
     return inputs, present
 
 
