@@ -253,7 +253,7 @@ def export(
         str, typer.Option(help="Values between nodes: float32, float16 or bfloat16.")
     ] = "float32",
     precision: Annotated[
-        str, typer.Option(help="Activations are multiplied as int8, or exact.")
+        str, typer.Option(help="Activations are multiplied as int8, int8-fine or exact.")
     ] = "int8",
     parity: Annotated[
         bool, typer.Option("--parity/--no-parity", help="Compare the result with PyTorch.")

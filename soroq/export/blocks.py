@@ -27,8 +27,8 @@ FALLBACK_GROUP = 128
 class BlockedMatrix:
     """One matrix (N, K), or several with the same K one below the other.
 
-    words: uint8, the parts' codes; scales: their stored scales (N, blocks), or (N, 1) for rows with
-    one scale, which holds for all blocks. zeros: packed, None if symmetric.
+    words: uint8, the parts' codes; scales: their stored scales (N, groups), each of which holds for
+    `repeats` blocks. zeros: packed, None if symmetric.
     """
 
     N: int
@@ -44,30 +44,29 @@ class BlockedMatrix:
         return self.K // self.block_size
 
     @property
-    def by_row(self) -> bool:
-        """Whether a row has one scale for several blocks."""
-        return self.scales[0].shape[1] != self.n_blocks
+    def repeats(self) -> int:
+        """How many blocks share a scale."""
+        return self.n_blocks // self.scales[0].shape[1]
 
 
-def read_blocks(weights: StoredWeights, modules: Sequence[str]) -> BlockedMatrix:
-    """Return quantized matrices as one. Raises CheckpointError where blocks can't hold them."""
+def read_blocks(weights: StoredWeights, modules: Sequence[str], largest: int) -> BlockedMatrix:
+    """Return quantized matrices as one, in blocks of at most `largest` columns.
+
+    Raises CheckpointError where blocks can't hold them.
+    """
     N, words, scales, zeros = 0, [], [], []
     args, K = numbers_of(weights, modules[0])
     assert args is not None
-    size = _block_size(modules[0], K, args)
+    size = min(_block_size(modules[0], K, args), largest)
     for module in modules:
         matrix = weights.open(module)
         packed, scale, zero = _read(weights, module, matrix)
         N += matrix.shape[0]
         words.append(packed.contiguous().view(torch.uint8))
-        if args.group_size is not None and args.group_size != size:
-            scale = scale.repeat_interleave(args.group_size // size, 1)
-            zero = None if zero is None else zero.repeat_interleave(args.group_size // size, 1)
         scales.append(scale)
         if zero is not None:
-            if zero.shape[1] != K // size:
-                zero = zero.expand(-1, K // size)
-            zeros.append(_pack_zeros(zero, args))
+            repeats = K // size // zero.shape[1]
+            zeros.append(_pack_zeros(zero.repeat_interleave(repeats, 1), args))
     return BlockedMatrix(N, K, args.bits, size, words, scales, zeros or None)
 
 

@@ -27,6 +27,7 @@ def write_layouts(
         raise CheckpointError(
             f"{checkpoint.path} has no tokenizer.json; copy it there from the original model"
         )
+    _name_inputs(folder / "tokenizer_config.json")
     _write(folder / "config.json", _hub_config(config, n_data))
     if not (folder / GENERATION).is_file():
         _write(folder / GENERATION, _generation(config))
@@ -37,6 +38,12 @@ def end_tokens(folder: Path) -> list[int]:
     """Return the tokens that end a text, as generation_config.json has them."""
     end = read_json(folder / GENERATION).get("eos_token_id")
     return list(end) if isinstance(end, list) else [] if end is None else [int(end)]
+
+
+def _name_inputs(path: Path) -> None:
+    """Say which inputs there are: an unnamed tokenizer would give token_type_ids to optimum too."""
+    settings = read_json(path) if path.is_file() else {}
+    _write(path, {"model_input_names": ["input_ids", "attention_mask"], **settings})
 
 
 def _hub_config(config: dict[str, Any], n_data: int) -> dict[str, Any]:

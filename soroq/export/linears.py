@@ -34,11 +34,20 @@ class LinearWriter:
     """Writes matrices to a graph's data and the nodes that multiply by them.
 
     accuracy_level: MatMulNBits' own: 4 rounds activations to int8 per token and block, 1 computes
-    in float32. rounded_anew: the modules whose float8 weights became int8.
+    in float32. largest_block: columns for which activations share a scale, and so weights too, of
+    which a larger group's lie in several blocks. rounded_anew: modules whose float8 became int8.
     """
 
-    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, *, accuracy_level: int) -> None:
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        checkpoint: Checkpoint,
+        *,
+        accuracy_level: int,
+        largest_block: int = 256,
+    ) -> None:
         self._graph, self._checkpoint, self._level = graph, checkpoint, accuracy_level
+        self._largest = largest_block
         self._weights = StoredWeights(checkpoint)
         self._names = set(checkpoint.names())
         self.rounded_anew: list[str] = []
@@ -152,11 +161,16 @@ class LinearWriter:
         width = matrix.block_size * matrix.bits // 8
         shape = (matrix.N, matrix.n_blocks, width)
         words = graph.weight_of(f"{name}/codes", matrix.words, shape, torch.uint8)
-        columns = matrix.scales[0].shape[1]
-        scales = graph.weight_of(f"{name}/scales", matrix.scales, (matrix.N, columns))
-        if matrix.by_row:
-            wide = graph.constant([matrix.N, matrix.n_blocks])
-            scales = graph.node("Expand", [scales, wide], f"{name}/scales/blocks")
+        groups = matrix.scales[0].shape[1]
+        if matrix.repeats == 1:
+            scales = graph.weight_of(f"{name}/scales", matrix.scales, (matrix.N, groups))
+        else:  # ONNX Runtime writes them out when it loads
+            shape = (matrix.N, groups, 1)
+            scales = graph.weight_of(f"{name}/scales", matrix.scales, shape)
+            wide = graph.constant([matrix.N, groups, matrix.repeats])
+            scales = graph.node("Expand", [scales, wide], f"{name}/scales/wide")
+            flat = graph.constant([matrix.N, matrix.n_blocks])
+            scales = graph.node("Reshape", [scales, flat], f"{name}/scales/blocks")
         if matrix.zeros is None:
             return words, scales, []
         columns = matrix.zeros[0].shape[1]
@@ -165,7 +179,7 @@ class LinearWriter:
 
     def _read(self, modules: Sequence[str]) -> BlockedMatrix:
         self.rounded_anew += [m for m in modules if is_rounded_anew(self._weights, m)]
-        return read_blocks(self._weights, modules)
+        return read_blocks(self._weights, modules, self._largest)
 
     def _bias(self, modules: Sequence[str], name: str) -> str | None:
         found = [f"{module}.bias" in self._names for module in modules]

@@ -50,8 +50,9 @@ from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
 
 TARGET = "onnx-cpu"
-ACCURACY_LEVELS = {"int8": 4, "exact": 1}  # of MatMulNBits
-SPACE_FACTOR = 1.1  # the folder holds what the checkpoint does, and its tokenizer
+# precision → MatMulNBits' accuracy_level, and the largest block, in which activations share a scale
+LEVELS = {"int8": (4, 256), "int8-fine": (4, 32), "exact": (1, 256)}
+SPACE_FACTOR = 1.1  # the folder holds what the checkpoint does, and a tokenizer
 MIN_ONNXRUNTIME = "1.23"  # the first that opens every graph written here
 
 
@@ -107,8 +108,8 @@ def write_graphs(
     compute = getattr(torch, request.compute)
     data = ExternalData(folder, f"{EVERY}_data", limit)
     graph = GraphBuilder(data, compute)
-    level = ACCURACY_LEVELS[request.precision]
-    linears = LinearWriter(graph, checkpoint, accuracy_level=level)
+    level, largest = LEVELS[request.precision]
+    linears = LinearWriter(graph, checkpoint, accuracy_level=level, largest_block=largest)
     decoder = DecoderGraph(graph, checkpoint, layout, linears)
     try:
         every, last = decoder.build()

@@ -38,8 +38,10 @@ class Limits:
 LIMITS = {
     ("float32", "exact"): Limits(1e-4, 0.99, 1e-3),
     ("float32", "int8"): Limits(0.06, 0.7, 0.1),
+    ("float32", "int8-fine"): Limits(0.03, 0.8, 0.05),
     ("float16", "exact"): Limits(0.01, 0.95, 0.05),
     ("float16", "int8"): Limits(0.06, 0.7, 0.1),
+    ("float16", "int8-fine"): Limits(0.06, 0.7, 0.1),
 }
 
 

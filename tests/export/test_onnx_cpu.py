@@ -135,6 +135,9 @@ def test_a_batch_of_unequal_lengths_is_its_rows(
         pytest.param("int4-rtn", {"group_size": None}, "exact", id="int4-rows"),
         pytest.param("int4-rtn", {"embed": INT8_ROWS}, "exact", id="int8-rows-embedding"),
         pytest.param("int4-rtn", {"precision": "int8"}, "int8", id="int8-activations"),
+        pytest.param(
+            "int4-rtn", {"precision": "int8-fine", "group_size": 64}, "int8", id="int8-fine"
+        ),
         pytest.param("int4-rtn", {"compute": "float16"}, "float16", id="float16"),
         pytest.param("", {"compute": "float16"}, "float16", id="float16-unquantized"),
         pytest.param("int8-rtn", {}, "exact", id="int8"),
