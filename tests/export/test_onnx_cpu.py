@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from soroq.bench.quality.model import open_model
 from soroq.core.errors import CheckpointError, OutputError, SchemeError
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import get_scheme
@@ -153,6 +154,13 @@ def test_all_numbers_export(
     source, folder = exported(model_type, scheme, **numbers)
     decoder = OnnxDecoder(folder, graph=EVERY)
     assert _error(decoder.step(IDS.tolist()), _want(source)) < CLOSE[tolerance]
+
+
+def test_the_checker_reads_it(exported: Make) -> None:
+    source, folder = exported()
+    want = _want(source).log_softmax(-1)
+    for span, log_p in open_model(str(folder)).score_windows(IDS[None]):
+        assert torch.allclose(log_p, want[span], atol=1e-4)
 
 
 def test_fp8_says_that_it_became_int8(exported: Make) -> None:
