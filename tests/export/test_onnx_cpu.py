@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 
 from soroq.bench.quality.model import open_model
@@ -42,6 +43,8 @@ WINDOWS: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
     },
 }
+ROPE = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = ROPE | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 INT8_ROWS = QuantArgs(bits=8, group_size=None)
 INT4 = QuantArgs(bits=4, group_size=32, symmetric=False)
 
@@ -154,6 +157,41 @@ def test_all_numbers_export(
     source, folder = exported(model_type, scheme, **numbers)
     decoder = OnnxDecoder(folder, graph=EVERY)
     assert _error(decoder.step(IDS.tolist()), _want(source)) < CLOSE[tolerance]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        pytest.param("llama", {"attention_bias": True, "mlp_bias": True}, id="biases"),
+        pytest.param("llama", {"tie_word_embeddings": True}, id="tied"),
+        pytest.param("llama", {"num_key_value_heads": 4}, id="no-groups"),
+        pytest.param("llama", {"num_key_value_heads": 1, "head_dim": 16}, id="one-head"),
+        pytest.param("qwen3", {"rope_parameters": ROPE | {"rope_type": "linear"}}, id="linear"),
+        pytest.param("qwen2", {"rope_parameters": ROPE | {"rope_type": "yarn"}}, id="yarn"),
+        pytest.param("llama", {"rope_parameters": LLAMA3}, id="llama3"),
+        pytest.param("gemma3_text", {"query_pre_attn_scalar": 77}, id="attention-scale"),
+        pytest.param("gemma3_text", {"hidden_size": 96, "intermediate_size": 160}, id="odd-sizes"),
+        pytest.param("gemma3_text", {"tie_word_embeddings": False}, id="untied"),
+    ],
+)
+def test_kinds_of_models_export(model_type: str, changes: dict[str, Any], exported: Make) -> None:
+    source, folder = exported(model_type, **changes)
+    decoder = OnnxDecoder(folder, graph=EVERY)
+    rows = [decoder.step(part.tolist()).reshape(len(part), -1) for part in IDS.split([60, 1, 9])]
+    assert _error(np.concatenate(rows), _want(source)) < CLOSE["exact"]
+
+
+def test_the_decoder_of_a_multimodal_checkpoint_exports(tmp_path: Path) -> None:
+    source = write_tiny_model(tmp_path / "base")
+    tensors = load_file(source / "model.safetensors")
+    inside = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(inside, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    export(ExportRequest(str(source), tmp_path / "onnx", precision="exact"), lambda line: None)
+    decoder = OnnxDecoder(tmp_path / "onnx", graph=EVERY)
+    assert _error(decoder.step(IDS.tolist()), _want(source)) < CLOSE["exact"]
+    assert json.loads((tmp_path / "onnx" / "config.json").read_text())["vocab_size"] == 300
 
 
 def test_the_checker_reads_it(exported: Make) -> None:
