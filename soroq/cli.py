@@ -7,7 +7,7 @@ decide, 130 interrupted.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,12 +34,12 @@ def options(
     debug: Annotated[bool, typer.Option(help="Show tracebacks of errors.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads to use.", min=1)] = None,
 ) -> None:
-    _STATE["debug"] = debug
+    _STATE.update(debug=debug, threads=threads)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # torch, loaded later, starts that many
 
 
-_STATE = {"debug": False}
+_STATE: dict[str, Any] = {"debug": False, "threads": None}
 
 
 @app.command()
@@ -242,6 +242,50 @@ def generate(
     from soroq.commands.show import run_generate
 
     run_generate(model, prompt, max_tokens, temperature, seed, raw, device)
+
+
+@app.command()
+def export(
+    model: Source,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new directory.")],
+    target: Annotated[str, typer.Option(help="onnx-cpu.")] = "onnx-cpu",
+    compute: Annotated[
+        str, typer.Option(help="Values between nodes: float32, float16 or bfloat16.")
+    ] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="Activations are multiplied as int8, int8-fine or exact.")
+    ] = "int8",
+    parity: Annotated[
+        bool, typer.Option("--parity/--no-parity", help="Compare the result with PyTorch.")
+    ] = True,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the first layer that differs.")
+    ] = False,
+) -> None:
+    """Write a model for a runtime without PyTorch, and compare the two.
+
+    Exit code 1: the result does not speak as PyTorch does.
+    """
+    from soroq.commands.export import run_export
+
+    raise typer.Exit(run_export(model, out, target, compute, precision, parity, bisect))
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(help="What `soroq export` wrote.", show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="One question; default: lines of stdin.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("-n", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.", min=0)] = 0.0,
+    seed: int = 0,
+    raw: Annotated[bool, typer.Option(help="No chat template.")] = False,
+) -> None:
+    """Chat with an exported model, by ONNX Runtime alone."""
+    from soroq.commands.export import run_chat
+
+    run_chat(folder, prompt, max_tokens, temperature, seed, raw, _STATE["threads"])
 
 
 @calib_app.command("build")

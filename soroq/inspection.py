@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soroq.core.errors import CheckpointError
+from soroq.export.target import ExportManifest, read_export
 from soroq.io.checkpoint import open_checkpoint
+from soroq.io.writer import sha256_file
 from soroq.manifest import read_manifest
 from soroq.models.registry import ARCHITECTURES
 
@@ -20,7 +23,13 @@ class Description:
 
 
 def describe(source: str | Path) -> Description:
-    """Return what a checkpoint holds. Raises CheckpointError when it can't be read."""
+    """Return what a checkpoint holds, or an exported folder, whose files' hashes are checked.
+
+    Raises CheckpointError when it can't be read, or a file isn't what the manifest says.
+    """
+    exported = read_export(Path(source)) if Path(source).is_dir() else None
+    if exported is not None:
+        return _describe_export(Path(source), exported)
     checkpoint = open_checkpoint(source)
     config = checkpoint.config
     text = config.get("text_config", config)
@@ -66,3 +75,49 @@ def describe(source: str | Path) -> Description:
         told = f"{d['steps']} steps, divergence {d['kl_before']:.4f} to {d['kl_after']:.4f}"
         facts.append(("distilled", told + ("" if d["kept"] else "; not kept")))
     return Description(str(checkpoint.path), facts, manifest.layers)
+
+
+def _describe_export(folder: Path, manifest: ExportManifest) -> Description:
+    verify_files(folder, manifest)
+    needed = ", ".join(f"{name} {version}" for name, version in manifest.requires.items())
+    size = sum(int(facts["bytes"]) for facts in manifest.files.values())
+    facts = [
+        ("target", manifest.target),
+        ("source", f"{manifest.source} (sha256 {manifest.source_sha256[:12]})"),
+        ("soroq", manifest.soroq_version),
+        ("needs at least", needed),
+        ("opset, IR version", f"{manifest.opset}, {manifest.ir_version}"),
+        ("values, activations", f"{manifest.compute}, {manifest.precision}"),
+        ("size", f"{size / 1e6:.1f} MB"),
+    ]
+    for name, told in sorted(manifest.files.items(), key=lambda item: -int(item[1]["bytes"])):
+        facts.append((f"  {name}", f"{int(told['bytes']) / 1e6:.1f} MB"))
+    facts.append(("files", f"{len(manifest.files)}, as the manifest says (sha256)"))
+    facts += [("note", note) for note in manifest.notes]
+    parity = manifest.parity
+    if parity is None:
+        facts.append(("parity", "not compared"))
+    else:
+        facts.append(("parity", "passed" if parity["passed"] else "FAILED"))
+        for part in ("prefill", "at_once", "steps", "batch"):
+            told = parity[part]
+            text = f"KL {told['kl']:.2g}, top-1 {told['top1']:.3f}, {told['tokens']} tokens"
+            facts.append((f"  {part.replace('_', ' ')}", text))
+        greedy = parity["greedy"]
+        facts.append(("  greedy", f"{greedy['equal']} of {greedy['tokens']} tokens equal"))
+    return Description(str(folder), facts, [])
+
+
+def verify_files(folder: Path, manifest: ExportManifest) -> None:
+    """Raise CheckpointError when a file of an export is missing or has other bytes."""
+    wrong = []
+    for name, told in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != told["bytes"]:
+            wrong.append(f"{name} has {path.stat().st_size} bytes, not {told['bytes']}")
+        elif sha256_file(path) != told["sha256"]:
+            wrong.append(f"{name} has other bytes than were written")
+    if wrong:
+        raise CheckpointError(f"{folder}: {'; '.join(wrong)}; export it again")
