@@ -1,5 +1,7 @@
 """The C++ decoder says what transformers says, however the tokens are handed over."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,19 @@ def test_doctor_names_the_kernels_and_the_limits(capsys: pytest.CaptureFixture[s
     run_doctor()
     told = capsys.readouterr().out
     assert soroq.decoder.isa() in told and "GB/s" in told and "GOP/s" in told
+
+
+def test_generating_does_not_import_transformers(tmp_path: Path) -> None:
+    # 160 MB, more than many models
+    code = f"""
+import sys
+from soroq.cli import app
+try:
+    app(["generate", {str(_quantized(tmp_path))!r}, "-p", "Душанбе", "-n", "3"])
+except SystemExit as stop:
+    assert not stop.code
+print("LOADED", [name for name in ("transformers", "accelerate") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED []"

@@ -20,6 +20,7 @@ _ALL_BELOW_BENCH = _MAIN_JOB | {
     "loading",
     "decoder",
     "decoder_facts",
+    "chat",
 }
 
 # Part of soroq → the parts it may import besides itself. A part is soroq.<name>.
@@ -36,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoder": {"core", "kernels", "models", "nn", "io", "loading", "decoder_facts", "_cpu"},
     "manifest": _MAIN_JOB,
     "pipeline": _MAIN_JOB | {"manifest"},
-    "export": {"core", "models", "nn", "io", "loading"},
+    "chat": {"core"},
+    "export": {"chat", "core", "models", "nn", "io", "loading"},
     "train": {"core", "models", "calib"},
     "bench": _ALL_BELOW_BENCH | {"train"},
     "inspection": _MAIN_JOB | {"manifest", "export"},

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from soroq import console
 from soroq.bench.quality.check import CheckRequest
 from soroq.commands.check import Outputs, run_check
 from soroq.commands.quantize import QuantizeRequest, quantize_to
+from soroq.core.errors import CheckpointError
 
 
 def run_inspect(model: str, json_out: bool) -> None:
@@ -52,13 +54,16 @@ def run_generate(
 
     On a CPU through the C++ decoder, if it can run the model; otherwise through transformers.
     """
+    from soroq import decoder
+
+    place = find_device(device)
+    if place.type == "cpu" and not decoder.objection(model):
+        return _generate_on_cpu(model, prompt, max_tokens, temperature, seed, raw)
     import torch
     from transformers import TextStreamer
 
-    from soroq import decoder
     from soroq.loading import load, load_tokenizer
 
-    place = find_device(device)
     tokenizer = load_tokenizer(model)
     if tokenizer.chat_template and not raw:
         text = tokenizer.apply_chat_template(
@@ -68,23 +73,6 @@ def run_generate(
         text = prompt
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=True).to(place)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    if place.type == "cpu" and not decoder.objection(model):
-        prompt_ids = ids["input_ids"][0]
-        room = max(decoder.CONTEXT, len(prompt_ids) + max_tokens)
-        running = decoder.load(model, context=room)
-        streamer.put(prompt_ids)
-        tokens = []
-        for token in running.generate(
-            prompt_ids,
-            max_new_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            stop=decoder.end_tokens(model),
-        ):
-            tokens.append(token)
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
     network = load(model, device=place)
     torch.manual_seed(seed)
     sampling = (
@@ -94,6 +82,38 @@ def run_generate(
     new = result[0, ids["input_ids"].shape[1] :]
     decoded: str = tokenizer.decode(new, skip_special_tokens=True)
     return decoded
+
+
+def _generate_on_cpu(
+    model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool
+) -> str:
+    """The same without transformers, whose import takes more memory than the model."""
+    import torch
+
+    from soroq import decoder
+    from soroq.chat import ChatText
+    from soroq.io.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(checkpoint.path)
+        if folder.is_file():  # a GGUF carries its tokenizer inside
+            folder = Path(temporary)
+            checkpoint.copy_side_files(folder)
+        text = ChatText(folder, raw=raw)
+    ids = torch.tensor(text.encode([{"role": "user", "content": prompt}]))
+    if not len(ids):
+        raise CheckpointError("the prompt is empty; give some text")
+    running = decoder.load(model, context=max(decoder.CONTEXT, len(ids) + max_tokens))
+    tokens = running.generate(
+        ids, max_new_tokens=max_tokens, temperature=temperature, seed=seed, stop=text.stop
+    )
+    said = ""
+    for piece in text.pieces(tokens):
+        said += piece
+        print(piece, end="", flush=True)
+    print()
+    return said
 
 
 def find_device(name: str) -> Any:

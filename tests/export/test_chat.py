@@ -42,7 +42,7 @@ print("LOADED", [name for name in heavy if name in sys.modules])
 def test_answers_stream_what_the_tokens_say(exported: Make) -> None:
     folder = exported()[1]
     chat = Chat(folder)
-    assert not chat.has_template
+    assert not chat.text.has_template
     pieces = list(chat.answer(USER, max_new_tokens=12))
     decoder = OnnxDecoder(folder)
     from tokenizers import Tokenizer
@@ -75,10 +75,10 @@ def test_chat_template_is_applied_with_one_bos(place: str, exported: Make) -> No
     chat = Chat(folder)
     plain = Chat(folder, raw=True)
     text = "<user>Салом\n<model>"
-    assert chat.encode(USER) == plain.encode([{"role": "user", "content": text}])
-    assert chat.encode(USER).count(2) == 1
+    assert chat.text.encode(USER) == plain.text.encode([{"role": "user", "content": text}])
+    assert chat.text.encode(USER).count(2) == 1
     talk = [*USER, {"role": "assistant", "content": "Хуб"}, {"role": "user", "content": "Чӣ?"}]
-    assert len(chat.encode(talk)) > len(chat.encode(USER))
+    assert len(chat.text.encode(talk)) > len(chat.text.encode(USER))
 
 
 def test_lines_of_stdin_are_a_conversation(exported: Make) -> None:
@@ -111,7 +111,7 @@ class TestErrors:
         folder = exported()[1]
         (folder / "chat_template.jinja").write_text("{{ raise_exception('only users') }}")
         with pytest.raises(CheckpointError, match="chat template: only users; use --raw"):
-            Chat(folder).encode(USER)
+            Chat(folder).text.encode(USER)
 
     def test_an_older_onnxruntime(self, exported: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         import onnxruntime
