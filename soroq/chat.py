@@ -58,14 +58,20 @@ class ChatText:
         return ids
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Yield text whenever whole characters are there."""
+        """Yield text whenever whole characters are there, and at the end what there is."""
         from tokenizers.decoders import DecodeStream
 
         stream = DecodeStream(ids=[], skip_special_tokens=True)
+        taken, said = [], ""
         for token in tokens:
+            taken.append(token)
             piece = stream.step(self._tokenizer, token)
             if piece:
+                said += piece
                 yield piece
+        whole = self._tokenizer.decode(taken, skip_special_tokens=True)
+        if whole.startswith(said) and len(whole) > len(said):
+            yield whole[len(said) :]
 
     def _special(self, name: str) -> str:
         value = self._settings.get(name) or ""
@@ -109,8 +115,8 @@ def _find_template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 def _end_tokens(folder: Path, tokenizer: Any) -> list[int]:
     """Return what ends an answer, as the folder's files say, and what ends a turn."""
-    found = (_read(folder / name) for name in ("generation_config.json", "config.json"))
-    end = next((v["eos_token_id"] for v in found if v.get("eos_token_id") is not None), None)
+    files = (_read(folder / name) for name in ("generation_config.json", "config.json"))
+    end = next((v["eos_token_id"] for v in files if v.get("eos_token_id") is not None), None)
     found = list(end) if isinstance(end, list) else [] if end is None else [int(end)]
     turn = tokenizer.token_to_id("<end_of_turn>")
     return found if turn is None or turn in found else [*found, turn]

@@ -51,7 +51,7 @@ def test_answers_stream_what_the_tokens_say(exported: Make) -> None:
     ids = tokenizer.encode("Салом").ids
     assert ids[0] == 2  # BOS
     tokens = list(decoder.generate(ids, max_new_tokens=12, stop=[1]))
-    assert "".join(pieces) == tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")
+    assert "".join(pieces) == tokenizer.decode(tokens, skip_special_tokens=True)
     assert list(chat.answer(USER, max_new_tokens=12)) == pieces  # it forgot the first answer
 
 
