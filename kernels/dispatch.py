@@ -176,7 +176,7 @@ def _choose_tiled(op: str, M: int, weight: TiledWeight, dtype: torch.dtype, grad
     return kernel
 
 
-PRECISIONS = ("exact", "int8", "int16")
+PRECISIONS = ("exact", "int8-coarse", "int8", "int16")
 
 
 def matmul_panels(
@@ -232,7 +232,7 @@ def _flatten_for_panels(
     op: str, x: torch.Tensor, weight: PanelWeight, precision: str
 ) -> torch.Tensor:
     if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision {precision!r} is not exact, int8 or int16")
+        raise ValueError(f"{op}: precision {precision!r} is not exact, int8-coarse, int8 or int16")
     if x.shape[-1] != weight.K or not x.is_floating_point():
         raise TypeError(
             f"{op}: x is {x.dtype} {tuple(x.shape)}, the weight needs floating (…, {weight.K})"

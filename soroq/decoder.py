@@ -28,6 +28,7 @@ from soroq.models.registry import find_layout
 CONTEXT = 2048
 # name → precision of products with many tokens, and of those with one or two and of the head
 PRECISIONS = {
+    "int8-coarse": ("int8-coarse", "int16"),
     "int8": ("int8", "int16"),
     "int16": ("int16", "int16"),
     "exact": ("exact", "exact"),

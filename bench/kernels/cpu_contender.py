@@ -18,6 +18,7 @@ from soroq.bench.kernels.cpu_race import Runner
 # Largest relative error that is not a bug, by how activations are rounded: sums in float32; inputs
 # are values of bfloat16 and outputs are rounded to it (2⁻⁹ at most); integers by token and group.
 LIMITS = {"float32": 1e-4, "bfloat16": 5e-3, "int16": 1e-3, "int8": 2e-2}
+LIMITS["int8-coarse"] = LIMITS["int8"]
 
 
 class Unfit(Exception):

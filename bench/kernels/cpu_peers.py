@@ -117,6 +117,7 @@ def everybody(threads: int) -> tuple[list[Contender], list[str], dict[str, str]]
     """Return who can race here, a line about each who can't, and the versions of who can."""
     found: list[Contender] = [
         Soroq("soroq int8", 4, 128, "int8"),
+        Soroq("soroq int8-coarse", 4, 128, "int8-coarse"),
         Soroq("soroq int16", 4, 128, "int16"),
         Soroq("soroq exact bf16", 4, 128, "bfloat16"),
         Soroq("soroq exact f32", 4, 128, "float32"),

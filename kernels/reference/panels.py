@@ -47,8 +47,8 @@ APART = 2  # quads of a chunk whose size doesn't count for its step
 def round_activations(x: torch.Tensor, weight: PanelWeight, precision: str) -> torch.Tensor:
     """Return x (M, K) rounded to integers and back, float32, as a precision does it.
 
-    Per token and chunk, codes half to even. int16: step = max|x| / (127 · 128). int8: columns are
-    taken in quads; step = (greatest |x| behind the APART greatest quads, but at least max|x| / 128)
+    Per token and chunk, codes half to even. int8-coarse: step = max|x| / 127. int16: step = max|x|
+    / (127 · 128). int8: columns are taken in quads; step = (greatest |x| behind the APART greatest quads, but at least max|x| / 128)
     / 127, so that at most APART quads have values beyond ±127. A chunk with a value that is not
     finite becomes NaN.
     """
@@ -60,7 +60,7 @@ def round_activations(x: torch.Tensor, weight: PanelWeight, precision: str) -> t
         steps = 127.0
         if precision == "int16":
             steps = 127.0 * 128.0
-        else:
+        elif precision == "int8":
             quads = torch.nn.functional.pad(size, (0, -size.shape[1] % 4)).unflatten(1, (-1, 4))
             order = quads.amax(2).sort(1, descending=True).values
             near = order[:, APART : APART + 1] if order.shape[1] > APART else top * 0

@@ -29,6 +29,7 @@ void check_shape(const Array& a, const char* name, int64_t rows, int64_t columns
 
 inline Precision precision_of(const std::string& name) {
   if (name == "exact") return Precision::exact;
+  if (name == "int8-coarse") return Precision::int8_coarse;
   if (name == "int8") return Precision::int8;
   if (name == "int16") return Precision::int16;
   throw std::invalid_argument("precision is exact, int8 or int16, not " + name);

@@ -13,8 +13,8 @@ namespace soroq {
 // two quads (four columns, what a dot product takes), whose value is the plane's + 128 * the apart's:
 // without them, one value far off would leave few steps for all others of its chunk.
 //
-// codes (n_chunks, M, planes, chunk); scales, sums (of the values) and apart (n_chunks, M), apart only
-// with one plane. A chunk with a value that is not finite has the scale NaN.
+// codes (n_chunks, M, planes, chunk); scales, sums (of the values) and apart (n_chunks, M). apart is null
+// with two planes, or when the scale of one reaches all values. A chunk with a value that is not finite has the scale NaN.
 constexpr int kApart = 2;
 
 struct Apart {

@@ -14,6 +14,7 @@
 //   V::store_bytes(p, v) the lowest 8 bits of each lane
 //   V::sum(v)            of all lanes of a float vector
 //   V::quad_max(v)       in each lane, the greatest of the four lanes that share 16 bytes with it
+//   V::swap(v, n)        runs of n lanes (4 or more) change places with their neighbours
 //   V::bits(v)           a bit for each lane, from masks of all ones or zeros
 //
 // Nothing here may be an inline function of the standard library: the linker keeps one copy of such
@@ -195,7 +196,7 @@ inline void add_scaled(const PanelView& w, const uint8_t* chunk, const float* sc
 template <int MB, int NT, int planes, Codes kind>
 inline void finish_block(const PanelView& w, const uint8_t* chunk, const uint8_t* codes,
                          const RoundedX& x, int64_t at, vi (&acc)[MB][NT], int v0, float* y) {
-  if (planes == 1) {
+  if (planes == 1 && x.apart) {
 #pragma GCC unroll 8
     for (int m = 0; m < MB; ++m) add_apart<NT, kind>(codes, x.apart[at + m], v0, acc[m]);
   }

@@ -11,8 +11,8 @@ inline void put_bytes(int8_t* to, int64_t room, vf values) {
   }
 }
 
-// Of |x|: the greatest, and the greatest of all quads but the kApart greatest ones, in any order of
-// lanes: the lanes of a quad hold the same.
+// Of the sizes of quads, the three greatest: lane by lane, then of all. The lanes of a quad hold the
+// same, and only a vector's quads differ.
 struct Tops {
   static_assert(kApart == 2, "three are kept");
   vf first = {}, second = {}, third = {};
@@ -23,21 +23,15 @@ struct Tops {
     first = max_of(first, quad);
   }
 
-  float behind() const {
-    float a = 0, b = 0, c = 0;
-    const auto take = [&](float q) {
-      const float low = a < q ? a : q;
-      a = a < q ? q : a;
-      const float lower = b < low ? b : low;
-      b = b < low ? low : b;
-      c = c < lower ? lower : c;
-    };
-    for (int i = 0; i < L; i += 4) {
-      take(first[i]);
-      take(second[i]);
-      take(third[i]);
+  // Afterwards all lanes hold the same.
+  void merge() {
+    for (int distance = L / 2; distance >= 4; distance /= 2) {
+      const vf a = V::swap(first, distance), b = V::swap(second, distance);
+      const vf c = V::swap(third, distance);
+      third = max_of(max_of(third, c), max_of(min_of(first, b), min_of(second, a)));
+      second = max_of(min_of(first, a), max_of(second, b));
+      first = max_of(first, a);
     }
-    return c;
   }
 };
 
@@ -56,11 +50,42 @@ inline vf round_to_whole(vf v) {
   return (v + magic) - magic;
 }
 
-// One plane: writes codes (chunk) and the quads apart; returns the sum of the values.
+// The quads apart, from a bit for the first lane of each: their upper bits, which leave the plane.
+inline void set_apart(uint64_t low, uint64_t high, const float* values, int8_t* codes, Apart* apart) {
+  typedef float v4 __attribute__((vector_size(16)));
+  typedef int32_t i4 __attribute__((vector_size(16)));
+  for (int i = 0; i < kApart; ++i) {
+    const bool is_low = low != 0;
+    const uint64_t word = is_low ? low : high;
+    if (word == 0) {
+      apart->quad[i] = apart->codes[i] = 0;
+      continue;
+    }
+    const int column = __builtin_ctzll(word) + (is_low ? 0 : 64);
+    const uint64_t rest = word & (word - 1);
+    low = is_low ? rest : 0;
+    high = is_low ? high : rest;
+    const v4 value = load<v4>(values + column), magic = 12582912.0f - v4{};
+    const v4 steps = (value * 0.0078125f + magic) - magic;
+    const i4 is_far = (value > 127.5f) | (value < -127.5f);
+    const i4 upper = __builtin_convertvector(steps, i4) & is_far;
+    const i4 lower = __builtin_convertvector(value, i4) - (upper << 7);
+    int8_t bytes[4];
+    for (int j = 0; j < 4; ++j) {
+      bytes[j] = static_cast<int8_t>(upper[j]);
+      codes[column + j] = static_cast<int8_t>(lower[j]);
+    }
+    apart->quad[i] = column / 4;
+    __builtin_memcpy(&apart->codes[i], bytes, 4);
+  }
+}
+
+// One plane: writes codes (chunk) and the quads apart, those whose size (of a vector of quads each) is
+// above `limit`; returns the sum of the values.
 inline int32_t round_one_plane(const float* from, int64_t length, int64_t chunk, float inverse,
-                               int8_t* codes, Apart* apart) {
+                               const vf* sizes, float limit, int8_t* codes, Apart* apart) {
   float values[kMaxChunk + L];
-  uint64_t far[kMaxChunk / 64] = {0};
+  uint64_t far[2] = {0};
   vf sum = {};
   int64_t k = 0;
   if (inverse != 0.0f) {
@@ -68,46 +93,38 @@ inline int32_t round_one_plane(const float* from, int64_t length, int64_t chunk,
       const vf value = round_to_whole(load<vf>(from + k) * inverse);
       sum += value;
       store(values + k, value);
-      far[k / 64] |= static_cast<uint64_t>(V::bits(max_of(value, -value) > 127.5f)) << (k % 64);
+      far[k / 64] |= static_cast<uint64_t>(V::bits(sizes[k / L] > limit)) << (k % 64);
       put_bytes(codes + k, chunk - k, value);  // of those far off anything: they are written below
     }
   }
   for (; k < chunk; ++k) codes[k] = 0;
-  *apart = {};
-  int found = 0;
-  for (int64_t i = 0; i < kMaxChunk / 64; ++i) {
-    while (far[i] && found < kApart) {
-      const int64_t quad = i * 16 + __builtin_ctzll(far[i]) / 4;
-      far[i] &= ~(uint64_t{15} << (quad % 16 * 4));
-      int8_t whole[4];
-      for (int j = 0; j < 4; ++j) {
-        const int32_t value = 4 * quad + j < length ? static_cast<int32_t>(values[4 * quad + j]) : 0;
-        const bool is_far = value > 127 || value < -127;
-        const int32_t steps = is_far ? (value + 64) >> 7 : 0;
-        whole[j] = static_cast<int8_t>(steps);
-        codes[4 * quad + j] = static_cast<int8_t>(value - 128 * steps);
-      }
-      apart->quad[found] = static_cast<int32_t>(quad);
-      __builtin_memcpy(&apart->codes[found++], whole, 4);
-    }
-  }
+  constexpr uint64_t kFirst = 0x1111111111111111u;
+  set_apart(far[0] & kFirst, far[1] & kFirst, values, codes, apart);
   return static_cast<int32_t>(sum_of(sum));
 }
 
-inline int32_t round_two_planes(const float* from, int64_t length, int64_t chunk, float inverse,
-                                int8_t* codes) {
+// One plane whose scale reaches all values, or two.
+template <int planes>
+inline int32_t round_all(const float* from, int64_t length, int64_t chunk, float inverse,
+                         int8_t* codes) {
   vf sum = {};
   int64_t k = 0;
   if (inverse != 0.0f) {
     for (; k < length; k += L) {
       const vf value = round_to_whole(load<vf>(from + k) * inverse);
       sum += value;
-      const vf first = round_to_whole(value * 0.0078125f);
+      vf first = value;
+      if (planes == 2) {
+        first = round_to_whole(value * 0.0078125f);
+        put_bytes(codes + chunk + k, chunk - k, value - first * 128.0f);
+      }
       put_bytes(codes + k, chunk - k, first);
-      put_bytes(codes + chunk + k, chunk - k, value - first * 128.0f);
     }
   }
-  for (; k < chunk; ++k) codes[k] = codes[chunk + k] = 0;
+  for (; k < chunk; ++k) {
+    codes[k] = 0;
+    if (planes == 2) codes[chunk + k] = 0;
+  }
   return static_cast<int32_t>(sum_of(sum));
 }
 
@@ -122,27 +139,30 @@ void round_row(const PanelShape& s, const float* x, int64_t m, const RoundedX& o
       for (int64_t k = length; k % L; ++k) padded[k] = 0;
       from = padded;
     }
-    vf poison = {};
+    vf poison = {}, most = {}, sizes[kMaxChunk / L];
     Tops tops;
     for (int64_t k = 0; k < length; k += L) {
       const vf v = load<vf>(from + k), size = max_of(v, -v);
       poison += v * 0.0f;  // NaN if a value isn't finite
-      if (out.planes == 1) {
-        tops.take(V::quad_max(size));
-      } else {
-        tops.first = max_of(tops.first, size);
-      }
+      most = max_of(most, size);
+      if (out.apart) tops.take(sizes[k / L] = V::quad_max(size));
     }
-    const float top = max_of(tops.first), bad = sum_of(poison);
+    const float bad = sum_of(poison);
     int8_t* codes = out.codes + at * out.planes * chunk;
     Rounding r;
-    if (out.planes == 1) {
-      const float near = tops.behind(), least = top * 0.0078125f;
-      r = rounding_for(127.0f, near > least ? near : least, bad);
-      out.sums[at] = round_one_plane(from, length, chunk, r.inverse, codes, out.apart + at);
+    if (out.apart) {
+      tops.merge();
+      const float near = tops.third[0], least = tops.first[0] * 0.0078125f;
+      const float limit = near > least ? near : least;
+      r = rounding_for(127.0f, limit, bad);
+      out.sums[at] =
+          round_one_plane(from, length, chunk, r.inverse, sizes, limit, codes, out.apart + at);
     } else {
-      r = rounding_for(127.0f * 128.0f, top, bad);
-      out.sums[at] = round_two_planes(from, length, chunk, r.inverse, codes);
+      most = V::quad_max(most);
+      for (int d = L / 2; d >= 4; d /= 2) most = max_of(most, V::swap(most, d));
+      r = rounding_for(out.planes == 2 ? 127.0f * 128.0f : 127.0f, most[0], bad);
+      const auto round = out.planes == 2 ? round_all<2> : round_all<1>;
+      out.sums[at] = round(from, length, chunk, r.inverse, codes);
     }
     out.scales[at] = r.scale;
   }

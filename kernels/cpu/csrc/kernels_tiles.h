@@ -132,9 +132,9 @@ void panel_tiles(const PanelView& w, const uint8_t* chunk, const RoundedX& x, in
       int32_t* fresh = sums + skip * planes * kPanel;
       const int64_t start = at + skip, rest = height - skip;
       float* to = y + done * kPanel;
-      if (planes == 1 && w.bits == 4) {
+      if (x.apart && w.bits == 4) {
         add_all_apart<bytes_int4>(bytes, x.apart + start, rest, fresh);
-      } else if (planes == 1) {
+      } else if (x.apart) {
         add_all_apart<bytes_int8>(bytes, x.apart + start, rest, fresh);
       }
       if (w.symmetric) {

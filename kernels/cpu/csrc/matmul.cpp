@@ -68,7 +68,7 @@ RoundedX rounded_in(const PanelShape& s, int64_t M, Precision precision, void* m
   at += aligned(s.n_chunks() * M * 4);
   x.sums = reinterpret_cast<int32_t*>(at);
   at += aligned(s.n_chunks() * M * 4);
-  x.apart = x.planes == 1 ? reinterpret_cast<Apart*>(at) : nullptr;
+  x.apart = precision == Precision::int8 ? reinterpret_cast<Apart*>(at) : nullptr;
   return x;
 }
 

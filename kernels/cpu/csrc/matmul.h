@@ -6,8 +6,9 @@
 
 namespace soroq {
 
-// What activations are multiplied as: float32, or integers of 8 or 15 bits (one plane or two).
-enum class Precision { exact, int8, int16 };
+// What activations are multiplied as: float32, or integers of 8 bits (coarse, or with what is far off
+// apart) or of 15 (two planes).
+enum class Precision { exact, int8_coarse, int8, int16 };
 
 // Memory of one thread that grows and is kept: `get` hands out the same bytes again, on a 64-byte
 // boundary, so that a kernel allocates nothing once it has seen its largest problem.

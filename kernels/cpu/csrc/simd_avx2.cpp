@@ -62,6 +62,10 @@ struct V {
     const __m256 two = _mm256_max_ps(all, _mm256_permute_ps(all, 0xB1));
     return reinterpret_cast<vf>(_mm256_max_ps(two, _mm256_permute_ps(two, 0x4E)));
   }
+  static inline vf swap(vf v, int) {
+    const __m256 all = reinterpret_cast<__m256>(v);
+    return reinterpret_cast<vf>(_mm256_permute2f128_ps(all, all, 1));
+  }
   static inline uint32_t bits(vi v) {
     return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(v)));
   }

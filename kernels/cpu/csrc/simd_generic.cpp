@@ -43,6 +43,7 @@ struct V {
     for (int i = 1; i < 4; ++i) most = v[i] > most ? v[i] : most;
     return vf{} + most;
   }
+  static vf swap(vf v, int) { return v; }
   static uint32_t bits(vi v) { return (v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8); }
 };
 

@@ -42,6 +42,7 @@ struct V {
   static inline vf quad_max(vf v) {
     return vf{} + vmaxvq_f32(reinterpret_cast<float32x4_t>(v));
   }
+  static inline vf swap(vf v, int) { return v; }
   static inline uint32_t bits(vi v) {
     return (v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8);
   }

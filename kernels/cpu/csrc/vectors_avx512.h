@@ -40,6 +40,11 @@ struct V {
     const __m512 two = _mm512_max_ps(all, _mm512_permute_ps(all, 0xB1));
     return reinterpret_cast<vf>(_mm512_max_ps(two, _mm512_permute_ps(two, 0x4E)));
   }
+  static inline vf swap(vf v, int distance) {
+    const __m512 all = reinterpret_cast<__m512>(v);
+    return reinterpret_cast<vf>(distance == 8 ? _mm512_shuffle_f32x4(all, all, 0x4E)
+                                              : _mm512_shuffle_f32x4(all, all, 0xB1));
+  }
   static inline uint32_t bits(vi v) {
     return _mm512_movepi32_mask(reinterpret_cast<__m512i>(v));
   }

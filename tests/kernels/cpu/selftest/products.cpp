@@ -9,8 +9,10 @@ namespace selftest {
 namespace {
 
 constexpr int64_t kTokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 13, 17, 37, 64, 300};
-constexpr Precision kPrecisions[] = {Precision::exact, Precision::int8, Precision::int16};
-constexpr const char* kPrecisionNames[] = {"exact", "int8", "int16"};
+constexpr Precision kPrecisions[] = {Precision::exact, Precision::int8_coarse, Precision::int8,
+                                     Precision::int16};
+constexpr const char* kPrecisionNames[] = {"exact", "int8-coarse", "int8", "int16"};
+constexpr int kNumPrecisions = 4;
 
 std::string describe(const PanelShape& s) {
   return "N" + std::to_string(s.N) + "-K" + std::to_string(s.K) + "-G" + std::to_string(s.group) +
@@ -27,6 +29,7 @@ double step_of(const PanelShape& s, const float* x, int64_t c, Precision precisi
   std::sort(quads.rbegin(), quads.rend());
   const double top = quads[0];
   if (precision == Precision::int16) return top / (127 * 128);
+  if (precision == Precision::int8_coarse) return top / 127;
   const double near = quads.size() > kApart ? quads[kApart] : 0;
   return std::max(near, top / 128) / 127;
 }
@@ -37,14 +40,15 @@ void unambiguous(const PanelShape& s, float* x) {
     for (bool moved = true; moved;) {
       moved = false;
       const double fine = step_of(s, x, c, Precision::int16);
-      const double coarse = step_of(s, x, c, Precision::int8);
+      const double near = step_of(s, x, c, Precision::int8);
+      const double coarse = step_of(s, x, c, Precision::int8_coarse);
       for (int64_t k = s.chunk_start(c); k < s.chunk_start(c) + s.chunk_length(c); ++k) {
         const auto distance = [&](double step) {
           const double value = std::fabs(x[k] / step);
           return std::fabs(value - std::floor(value) - 0.5);
         };
-        while (distance(coarse) < (std::fabs(x[k] / coarse) > 127 ? 0.01 : 0.001) ||
-               distance(fine) < 0.01) {
+        while (distance(near) < (std::fabs(x[k] / near) > 127 ? 0.01 : 0.001) ||
+               distance(coarse) < 0.001 || distance(fine) < 0.01) {
           x[k] *= 0.99f;
           moved = true;
         }
@@ -86,7 +90,7 @@ class Problem {
     }
     bias = random.reals(shape.N);
     x.resize(M * ldx - 3);
-    for (int p = 0; p < 3; ++p) {
+    for (int p = 0; p < kNumPrecisions; ++p) {
       want[p].resize(M * shape.N);
       bound.resize(M * shape.N);
       for (int64_t m = 0; m < M; ++m) {
@@ -114,7 +118,7 @@ class Problem {
   Weight weight;
   int64_t M, ldx;
   std::vector<float> x, bias;
-  std::vector<double> want[3], bound;
+  std::vector<double> want[kNumPrecisions], bound;
 };
 
 // y = x W^T (+ bias + residual) into a wider y full of NaN.
@@ -195,23 +199,27 @@ void check_not_finite(Report& report, const std::string& name, const Problem& p,
   }
 }
 
-void check_round_row(Report& report, const std::string& name, const Problem& p, int planes) {
+void check_round_row(Report& report, const std::string& name, const Problem& p, int at) {
+  const Precision precision = kPrecisions[at];
+  const int planes = planes_of(precision);
+  const bool keeps_apart = precision == Precision::int8;
   const PanelShape& s = p.weight.w;
   const int64_t M = 3, n = s.n_chunks();
   std::vector<int8_t> codes(n * M * planes * s.chunk(), 99);
   std::vector<float> scales(n * M, kNaN);
   std::vector<int32_t> sums(n * M, -1);
   std::vector<Apart> apart(n * M, Apart{{-1, -1}, {-1, -1}});
-  const RoundedX out{codes.data(), scales.data(), sums.data(), apart.data(), M, planes};
+  const RoundedX out{codes.data(), scales.data(), sums.data(),
+                     keeps_apart ? apart.data() : nullptr, M, planes};
   for (int64_t m = 0; m < M; ++m) kernels().round_row(s, &p.x[m * p.ldx], m, out);
   bool ok = true;
   for (int64_t c = 0; c < n; ++c) {
     for (int64_t m = 0; m < M; ++m) {
       const float* x = &p.x[m * p.ldx];
-      const double step = step_of(s, x, c, planes == 2 ? Precision::int16 : Precision::int8);
+      const double step = step_of(s, x, c, precision);
       const int8_t* row = &codes[(c * M + m) * planes * s.chunk()];
       std::vector<int8_t> far(s.chunk(), 0);
-      for (int i = 0; planes == 1 && i < kApart; ++i) {
+      for (int i = 0; keeps_apart && i < kApart; ++i) {
         const Apart& a = apart[c * M + m];
         if (a.codes[i]) std::memcpy(&far[4 * a.quad[i]], &a.codes[i], 4);
       }
@@ -228,12 +236,13 @@ void check_round_row(Report& report, const std::string& name, const Problem& p, 
       ok = ok && close(scales[c * M + m], step, 1e-6 * step);
     }
   }
-  report.check(ok, name + " round_row, planes " + std::to_string(planes));
+  report.check(ok, name + " round_row " + kPrecisionNames[at]);
 }
 
 // One panel's product for tokens m0 to m1 is that of the same tokens among all, and nothing else is
 // written.
-void check_some_tokens(Report& report, const std::string& name, const Problem& p, int planes) {
+void check_some_tokens(Report& report, const std::string& name, const Problem& p, int at) {
+  const int planes = planes_of(kPrecisions[at]);
   const PanelShape& s = p.weight.w;
   const int64_t M = 40, n = s.n_chunks();
   std::vector<int8_t> codes(n * M * planes * s.chunk());
@@ -241,7 +250,8 @@ void check_some_tokens(Report& report, const std::string& name, const Problem& p
   std::vector<int32_t> sums(n * M);
   std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, kScratchBytes), std::free);
   std::vector<Apart> apart(n * M);
-  const RoundedX x{codes.data(), scales.data(), sums.data(), apart.data(), M, planes};
+  const RoundedX x{codes.data(), scales.data(), sums.data(),
+                   kPrecisions[at] == Precision::int8 ? apart.data() : nullptr, M, planes};
   for (int64_t m = 0; m < M; ++m) kernels().round_row(s, &p.x[m * p.ldx], m, x);
   kernels().panel_rounded(p.weight.w, 0, x, 0, M, all.data(), scratch.get());
   for (const int64_t tokens : {1, 3, 9, 17}) {
@@ -255,7 +265,7 @@ void check_some_tokens(Report& report, const std::string& name, const Problem& p
         ok = ok && close(y[kPanel + i], want, 1e-5 * std::sqrt(static_cast<double>(s.K)) +
                                                   1e-5 * std::fabs(want));
       }
-      report.check(ok, name + " planes " + std::to_string(planes) + ", " + std::to_string(tokens) +
+      report.check(ok, name + " " + kPrecisionNames[at] + ", " + std::to_string(tokens) +
                            " tokens from " + std::to_string(m0));
     }
   }
@@ -378,7 +388,7 @@ void test_kernels(Report& report, bool quick) {
       for (const std::string& isa : isas()) {
         select_isa(isa);
         const std::string name = isa + " " + describe(shape);
-        for (int at = 0; at < 3; ++at) {
+        for (int at = 0; at < kNumPrecisions; ++at) {
           if (shape.bits == 16 && at > 0) continue;
           if (at > 0) {
             check_round_row(report, name, problem, at);

@@ -290,7 +290,8 @@ void test_pool(Report& report, bool quick) {
   const std::vector<float> x = random.reals(300 * 200);
   for (const std::string& isa : isas()) {
     select_isa(isa);
-    for (const Precision precision : {Precision::exact, Precision::int8, Precision::int16}) {
+    for (const Precision precision :
+         {Precision::exact, Precision::int8_coarse, Precision::int8, Precision::int16}) {
       for (const int64_t M : {1, 9, 300}) {
         if (quick && M == 300) continue;
         set_num_threads(1);
