@@ -11,6 +11,7 @@ is one clear error; `soroq.load` runs those models.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from soroq.core.errors import CheckpointError
 from soroq.decoder_facts import DecoderFacts, read_facts
 from soroq.io.checkpoint import Checkpoint, open_checkpoint, read_json
+from soroq.io.writer import sha256_file
 from soroq.kernels import panels
 from soroq.kernels.panels import PanelWeight
 from soroq.loading import StoredMatrix, StoredWeights
@@ -127,6 +129,14 @@ def isa() -> str:
     from soroq import _cpu
 
     return str(_cpu.isa())
+
+
+@cache
+def build() -> str:
+    """Return a hash of the compiled kernels: what they compute may change when it does."""
+    from soroq import _cpu
+
+    return sha256_file(Path(str(_cpu.__file__)))
 
 
 def end_tokens(source: str | Path) -> list[int]:

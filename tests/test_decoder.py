@@ -154,7 +154,9 @@ def test_what_it_cannot_run_is_one_line(scheme: str, tmp_path: Path) -> None:
         soroq.decoder.load(tmp_path / "out")
     assert "float8" in soroq.decoder.objection(tmp_path / "out")
     assert soroq.decoder.objection(tmp_path / "base") == ""
-    with pytest.raises(CheckpointError, match="precision 'int4' is not int8-coarse, int8, int16, exact"):
+    with pytest.raises(
+        CheckpointError, match="precision 'int4' is not int8-coarse, int8, int16, exact"
+    ):
         soroq.decoder.load(tmp_path / "base", precision="int4")
 
 

@@ -1,6 +1,6 @@
 """A checkpoint under the checker as it runs on a school's computer: through the C++ kernels.
 
-    soroq check gemma3-270m cpu:out              # activations in 15 bits, the default
+    soroq check gemma3-270m cpu:out              # activations in 8 bits, what is far off apart
     soroq check gemma3-270m cpu-exact:out        # activations as they are
     soroq check cpu-exact:out cpu-int8:out       # what activations in 8 bits cost
 
@@ -16,7 +16,7 @@ import torch
 import soroq
 from soroq.bench.quality.model import CHUNK, CheckpointSource, Model, hash_facts
 from soroq.core.errors import CheckError
-from soroq.decoder import CONTEXT, DEFAULT_PRECISION, Decoder, end_tokens, isa, load
+from soroq.decoder import CONTEXT, DEFAULT_PRECISION, Decoder, build, end_tokens, isa, load
 from soroq.decoder import PRECISIONS as DECODER_PRECISIONS
 
 PRECISIONS = {"cpu": DEFAULT_PRECISION} | {f"cpu-{name}": name for name in DECODER_PRECISIONS}
@@ -43,7 +43,7 @@ class DecoderSource(CheckpointSource):
         if dtype != torch.float32 or attention != "sdpa":
             raise CheckError(f"{self.name}: the C++ kernels fix their own types and attention")
         weights = [self._checkpoint.sha256(), self.config, end_tokens(self.path)]
-        versions = [self.versions, str(torch.__version__), soroq.__version__]
+        versions = [self.versions, str(torch.__version__), soroq.__version__, build()]
         return hash_facts(["decoder", weights, *versions, CHUNK])
 
     def open(self, dtype: torch.dtype, attention: str) -> Model:

@@ -3,8 +3,9 @@
 Precisions. "exact": activations stay float32. "int8": they are rounded to 8 bits for each
 token and chunk of at most 128 columns, all but the quads of four columns with the two greatest
 values, which keep 15, and multiplied as integers. "int16": all to 15 bits, in two planes of 8:
-twice the multiplications, but the same time where memory is what a product waits for. "int8-coarse":
-all to 8 bits, as other libraries do it: an eighth faster than "int8", with ten times its loss.
+twice the multiplications, but the same time where memory is what a product waits for.
+"int8-coarse": all to 8 bits, as other libraries do it: a sixth faster than "int8", with ten times
+its loss.
 A chunk with a value that isn't finite gives NaN. Results don't depend on the number of threads.
 """
 

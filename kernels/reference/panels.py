@@ -48,9 +48,9 @@ def round_activations(x: torch.Tensor, weight: PanelWeight, precision: str) -> t
     """Return x (M, K) rounded to integers and back, float32, as a precision does it.
 
     Per token and chunk, codes half to even. int8-coarse: step = max|x| / 127. int16: step = max|x|
-    / (127 · 128). int8: columns are taken in quads; step = (greatest |x| behind the APART greatest quads, but at least max|x| / 128)
-    / 127, so that at most APART quads have values beyond ±127. A chunk with a value that is not
-    finite becomes NaN.
+    / (127 · 128). int8: columns are taken in quads; step = (greatest |x| behind the APART greatest
+    quads, but at least max|x| / 128) / 127, so that at most APART quads have values beyond ±127. A
+    chunk with a value that is not finite becomes NaN.
     """
     parts = []
     for start, stop in weight.chunks():
