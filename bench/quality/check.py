@@ -30,6 +30,7 @@ from soroq.bench.quality.gate import (
 from soroq.bench.quality.model import (
     Source,
     find_source,
+    refuse_long_windows,
     refuse_other_tokenizer,
     refuse_other_vocabulary,
 )
@@ -170,6 +171,7 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     sources = find_source(request.base), find_source(request.quant)
     _refuse_torch_only(request, *sources)
     refuse_other_vocabulary(*sources)
+    refuse_long_windows(sources, request.seq_len)
     tokenizer = sources[0].tokenizer()
     refuse_other_tokenizer(tokenizer, sources[1].tokenizer(), request.base, request.quant)
     sets = [
