@@ -331,11 +331,13 @@ def _text_measures(text: TextResult, kl: list[Floats]) -> Measures:
 def _generation_measures(base: Sequence[Health], quant: Sequence[Health]) -> Measures:
     """Return what gates can limit of generated text; increases and drops are paired by prompt."""
     more = np.array([q.repetition - b.repetition for b, q in zip(base, quant, strict=True)])
+    switched = np.array([q.foreign - b.foreign for b, q in zip(base, quant, strict=True)])
     less = np.array([b.cyrillic - q.cyrillic for b, q in zip(base, quant, strict=True)])
     empty = sum(q.empty for q in quant)
     found: dict[str, Measure] = {
         "repetition_increase": at_level(mean_interval, more),
         "cyrillic_drop": at_level(mean_interval, less),
+        "foreign_increase": at_level(mean_interval, switched),
         "empty": lambda level: share_interval(round(empty), len(quant), level=level),
     }
     return {("generation", "generation", name): measure for name, measure in found.items()}

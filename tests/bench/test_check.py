@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from soroq.bench.quality.check import CheckRequest, Report, check
+from soroq.bench.quality.check import CheckRequest, Report, _generation_measures, check
+from soroq.bench.quality.gate import judge, read_gate
 from soroq.bench.quality.page import _front, page
 from soroq.bench.quality.report import BEGIN, card_section, markdown, write_card
+from soroq.bench.quality.tasks.free import health
 from soroq.cli import app
 from soroq.commands.check import page_of
 from soroq.core.errors import CheckError, OutputError
@@ -297,3 +299,29 @@ def test_free_answers_of_two_metrics_are_two_results(
     found = check(_request(models, files, tmp_path / "c"))
     free = [(t.scoring, t.primary, t.n) for t in found.tasks if t.name == "free"]
     assert free == [("chrf", True, 3), ("exact", False, 3)]
+
+
+TAJIK = "Пагоҳӣ кӯдакон ба мактаб омаданд ва муаллим аз таърихи шаҳр нақл кард. " * 3
+RUSSIAN = "Утром дети пришли в школу, и учитель рассказал им, как строили этот город. " * 3
+
+
+@pytest.mark.parametrize(
+    ("quant", "verdict"), [([TAJIK] * 12, "pass"), ([TAJIK] * 4 + [RUSSIAN] * 8, "fail")]
+)
+def test_the_default_gate_sees_a_switch_to_russian(quant: list[str], verdict: str) -> None:
+    measured = _generation_measures(*([health(t) for t in ts] for ts in ([TAJIK] * 12, quant)))
+    found = {f.metric: f.verdict for f in judge(read_gate(None), measured)}
+    assert found == {
+        "empty": "pass",
+        "repetition_increase": "pass",
+        "cyrillic_drop": "pass",  # Russian is Cyrillic too
+        "foreign_increase": verdict,
+    }
+
+
+def test_reports_from_before_a_share_are_still_shown(report: Report) -> None:
+    document = json.loads(json.dumps(report.to_json()))
+    assert ">foreign<" in page([document])
+    for side in ("base", "quant"):
+        del document["generation"][side]["foreign"]
+    assert ">foreign<" not in page([document])
