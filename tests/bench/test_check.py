@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -325,3 +328,96 @@ def test_reports_from_before_a_share_are_still_shown(report: Report) -> None:
     for side in ("base", "quant"):
         del document["generation"][side]["foreign"]
     assert ">foreign<" not in page([document])
+
+
+# One process imports everything once and forks a child for every run. Each child is killed by a
+# real SIGKILL at a file that it is about to put in its place (odd points), or just did (even ones).
+KILLED = """
+import gc, json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from soroq import cli
+import soroq.io.writer as writer
+import transformers.models.gemma3.modeling_gemma3
+gc.collect()
+gc.freeze()  # children needn't look through all of this
+
+def run(arguments, cache, stop):
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    seen, replace = [0], os.replace
+    def counted(*names):
+        seen[0] += 1
+        if seen[0] == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)
+        seen[0] += 1
+        if seen[0] == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+    writer.os.replace = counted
+    os.environ["SOROQ_CACHE"] = cache
+    sys.argv = ["soroq", *arguments]
+    try:
+        cli.main()
+    except SystemExit as end:
+        print("points", seen[0], flush=True)
+        os._exit(end.code or 0)
+
+for arguments, cache, stop in json.load(sys.stdin):
+    print("status", run(arguments, cache, stop), flush=True)
+"""
+
+
+def _run_killed(runs: list[tuple[list[str], Path, int]]) -> list[str]:
+    """Run `soroq check` several times; stop: the point where it is killed, 0: never."""
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        input=json.dumps([(arguments, str(cache), stop) for arguments, cache, stop in runs]),
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith(("status", "points"))]
+
+
+def _told(file: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(file.read_text())
+    assert document.pop("seconds") > 0
+    return document
+
+
+def test_killed_and_resumed_checks_end_with_the_same_report(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    def arguments(name: str) -> list[str]:
+        return [
+            "check", *map(str, models), "--text", f"tg={files['tg']}", "--seq-len", "64",
+            "--task", f"items={files['items']}", "--task", f"free={files['free']}",
+            "--max-tokens", "4", "--prompts", "5", "--noise-floor", "--gate", "default",
+            "--out", str(tmp_path / f"{name}.json"), "--markdown", str(tmp_path / f"{name}.md"),
+        ]  # fmt: skip
+
+    count, status = _run_killed([(arguments("whole"), tmp_path / "whole", 0)])
+    points = int(count.split()[1])
+    assert status == "status 256"  # exit code 1: the gate fails
+    assert points > 40
+    # one kill each, spread over the run, before a file is in its place and behind
+    stops = [1, points // 4 * 2, points // 2 + 1, points - 2]
+    runs: list[tuple[list[str], Path, int]] = []
+    for stop in stops:
+        runs += [(arguments(f"at-{stop}"), tmp_path / f"at-{stop}", n) for n in (stop, 0)]
+    # and one that is killed again and again, after every fifth file
+    often = [(arguments("often"), tmp_path / "often", 10)] * (points // 10 + 2)
+    lines = _run_killed(runs + often)
+    statuses = [line for line in lines if line.startswith("status")]
+    assert statuses[: 2 * len(stops)] == ["status 9", "status 256"] * len(stops)
+    assert statuses[2 * len(stops) :].count("status 9") >= points // 10 - 1
+    assert statuses[-1] == "status 256"
+    want = _told(tmp_path / "whole.json")
+    for name in (*(f"at-{stop}" for stop in stops), "often"):
+        assert _told(tmp_path / f"{name}.json") == want, name
+        assert (tmp_path / f"{name}.md").read_text() == (tmp_path / "whole.md").read_text(), name
+        assert not list(tmp_path.glob("*.tmp"))
