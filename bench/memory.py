@@ -2,6 +2,7 @@
 
     python -m soroq.bench.memory --work DIR                       # all of Gemma 3 4B's 34 blocks
     python -m soroq.bench.memory --work DIR --stop-after 1        # the first block alone
+    python -m soroq.bench.memory --work DIR --blocks 2            # a model of two such blocks
     python -m soroq.bench.memory --work DIR --scheme int4-rtn --distill --samples 2
     python -m soroq.bench.memory --work DIR --scheme int4-rtn --only-distill --stop-after-steps 4
     python -m soroq.bench.memory --work DIR --shape k21504 --samples 16
@@ -230,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="4b")
+    parser.add_argument("--blocks", type=int, default=0, help="of the model; 0: as the shape has")
     parser.add_argument("--scheme", default="int4")
     parser.add_argument("--distill", action="store_true")
     parser.add_argument("--only-distill", action="store_true")
@@ -239,10 +241,13 @@ def main() -> None:
     parser.add_argument("--stop-after-steps", type=int, default=-1, help="of distillation")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
-    shape = SHAPES[options.shape]
+    shape, name = SHAPES[options.shape], options.shape
+    if options.blocks:
+        shape = {**shape, "num_hidden_layers": options.blocks}
+        name = f"{name}, {options.blocks} blocks"
     options.vocabulary = shape["vocab_size"]
     context = multiprocessing.get_context("spawn")
-    options.work = options.work / options.shape
+    options.work = options.work / name.replace(", ", "-").replace(" ", "-")
     base = options.work / "base"
     if not (base / "config.json").is_file():
         writer = context.Process(target=_write_model, args=(base, shape))
@@ -263,7 +268,7 @@ def main() -> None:
     append_record(
         BENCH,
         {
-            "model": f"random weights, shape {options.shape}",
+            "model": f"random weights, shape {name}",
             "source_bytes": source_bytes,
             "scheme": options.scheme,
             "distill": options.distill or options.only_distill,

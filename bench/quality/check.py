@@ -30,6 +30,7 @@ from soroq.bench.quality.gate import (
 from soroq.bench.quality.model import (
     Source,
     find_source,
+    refuse_long_windows,
     refuse_other_tokenizer,
     refuse_other_vocabulary,
 )
@@ -170,6 +171,7 @@ def check(request: CheckRequest, listen: Listen = lambda done, total, what: None
     sources = find_source(request.base), find_source(request.quant)
     _refuse_torch_only(request, *sources)
     refuse_other_vocabulary(*sources)
+    refuse_long_windows(sources, request.seq_len)
     tokenizer = sources[0].tokenizer()
     refuse_other_tokenizer(tokenizer, sources[1].tokenizer(), request.base, request.quant)
     sets = [
@@ -329,11 +331,13 @@ def _text_measures(text: TextResult, kl: list[Floats]) -> Measures:
 def _generation_measures(base: Sequence[Health], quant: Sequence[Health]) -> Measures:
     """Return what gates can limit of generated text; increases and drops are paired by prompt."""
     more = np.array([q.repetition - b.repetition for b, q in zip(base, quant, strict=True)])
+    switched = np.array([q.foreign - b.foreign for b, q in zip(base, quant, strict=True)])
     less = np.array([b.cyrillic - q.cyrillic for b, q in zip(base, quant, strict=True)])
     empty = sum(q.empty for q in quant)
     found: dict[str, Measure] = {
         "repetition_increase": at_level(mean_interval, more),
         "cyrillic_drop": at_level(mean_interval, less),
+        "foreign_increase": at_level(mean_interval, switched),
         "empty": lambda level: share_interval(round(empty), len(quant), level=level),
     }
     return {("generation", "generation", name): measure for name, measure in found.items()}

@@ -39,7 +39,12 @@ TEXT_METRICS = {
     "non_finite": True,
 }
 TASK_METRICS = {"recovery": False, "accuracy_difference": False, "score_difference": False}
-GENERATION_METRICS = {"repetition_increase": True, "cyrillic_drop": True, "empty": True}
+GENERATION_METRICS = {
+    "repetition_increase": True,
+    "cyrillic_drop": True,
+    "foreign_increase": True,
+    "empty": True,
+}
 SECTIONS = {"text": TEXT_METRICS, "task": TASK_METRICS}
 
 DEFAULT_GATE = """\
@@ -58,6 +63,7 @@ recovery = 0.95
 empty = 0.25
 repetition_increase = 0.2
 cyrillic_drop = 0.1
+foreign_increase = 0.1
 """
 
 

@@ -20,6 +20,7 @@ import soroq
 from soroq.core.errors import CheckError
 from soroq.io.checkpoint import open_checkpoint
 from soroq.io.writer import sha256_file
+from soroq.models.architecture import context_length
 
 CHUNK = 64  # positions whose logits exist at once
 BATCH_TOKENS = 2048
@@ -174,6 +175,17 @@ class Source(ABC):
             if isinstance(config, dict) and isinstance(config.get("vocab_size"), int):
                 return int(config["vocab_size"])
         return None
+
+
+def refuse_long_windows(sources: Sequence[Source], seq_len: int) -> None:
+    """Raise CheckError for windows of more tokens than one of the models knows."""
+    for source in sources:
+        most = context_length(source.config)
+        if most is not None and seq_len > most:
+            raise CheckError(
+                f"--seq-len {seq_len} is beyond the context of {source.name}, {most} tokens "
+                f"(max_position_embeddings); use at most {most}"
+            )
 
 
 class CheckpointSource(Source):

@@ -437,7 +437,8 @@ def _generation(generation: Document) -> str:
     ]
     shares = [
         [what, _number(generation["base"][what]), _number(generation["quant"][what])]
-        for what in ("repetition", "cyrillic", "empty")
+        for what in ("repetition", "cyrillic", "foreign", "empty")
+        if what in generation["base"]  # older reports have no "foreign"
     ]
     return _table(["share", "base", "quantized"], shares) + (
         f"<details><summary>texts</summary>{_table(['prompt', 'went on'], rows)}</details>"

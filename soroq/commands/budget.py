@@ -12,7 +12,7 @@ from soroq.core.errors import SchemeError
 from soroq.core.recipe import Recipe
 from soroq.io.checkpoint import open_checkpoint
 from soroq.models.registry import find_layout
-from soroq.pipeline.plan import make_plan
+from soroq.pipeline.plan import make_plan, refuse_long_windows
 from soroq.pipeline.sensitivity import Sensitivity, load_sensitivity, measure, mix
 
 LANGUAGES = ("tg", "en")
@@ -61,15 +61,16 @@ def measure_sensitivity(model: str, file: Path, windows: int, seq_len: int) -> S
     """
     import tempfile
 
+    checkpoint = open_checkpoint(model)
+    refuse_long_windows(checkpoint.config, seq_len)
     partial = file.with_name(file.name + ".partial")
-
     documents = {name: list(builtin_documents(name, "calib")) for name in LANGUAGES}
     mix = dict.fromkeys(LANGUAGES, 1 / len(LANGUAGES))
     n = windows * len(LANGUAGES)
     calibration = build_set(documents, mix, model, n, seq_len, 0, "builtin")
     with tempfile.TemporaryDirectory() as folder, console.check_progress() as listen:
         found = measure(
-            open_checkpoint(model),
+            checkpoint,
             calibration.ids,
             Path(folder),
             languages=calibration.languages,
@@ -107,6 +108,8 @@ def run_sensitivity(model: str, file: Path, windows: int, seq_len: int, json_out
 def apply_budget(model: str, recipe: Recipe, budget: Budget) -> Recipe:
     """Return the recipe with a format for every group; measure first if no file was given."""
     checkpoint = open_checkpoint(model)
+    if recipe.scheme.needs_calibration:  # said before anything is measured, which takes long
+        refuse_long_windows(checkpoint.config, recipe.seq_len)
     if budget.sensitivity is not None:
         found = load_sensitivity(budget.sensitivity)
     else:

@@ -140,7 +140,7 @@ def _print(report: Report) -> None:
         b, q = report.generation.base, report.generation.quant
         rows = [
             [what, f"{getattr(b, what):.3f}", f"{getattr(q, what):.3f}"]
-            for what in ("repetition", "cyrillic", "empty")
+            for what in ("repetition", "cyrillic", "foreign", "empty")
         ]
         console.table("generated text", ["share", "base", "quant"], rows)
     if report.findings:

@@ -44,6 +44,15 @@ class Architecture:
         return tuple(path for group in self.linear_groups for path in group)
 
 
+def context_length(config: dict[str, Any]) -> int | None:
+    """Return how many tokens a model was made for, as its config.json says; None if it doesn't."""
+    for part in (config, config.get("text_config")):
+        given = part.get("max_position_embeddings") if isinstance(part, dict) else None
+        if isinstance(given, int) and given > 0:
+            return given
+    return None
+
+
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 _GROUPS = (_QKV, ("self_attn.o_proj",), _GATE_UP, ("mlp.down_proj",))

@@ -7,12 +7,13 @@ nothing.
 import dataclasses
 import fnmatch
 from dataclasses import dataclass
+from typing import Any
 
-from soroq.core.errors import SchemeError
+from soroq.core.errors import CalibrationError, SchemeError
 from soroq.core.recipe import Recipe
 from soroq.core.scheme import Scheme
 from soroq.io.checkpoint import Checkpoint
-from soroq.models.architecture import DecoderLayout
+from soroq.models.architecture import DecoderLayout, context_length
 
 PROCESS_BYTES = 1_200_000_000  # measured: interpreter, libraries, batches of activations
 DISTILL_BYTES = 500_000_000  # measured: logits over the candidates, gradients of one block
@@ -60,7 +61,8 @@ class Plan:
 
 
 def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> Plan:
-    """Return the plan. Raises SchemeError for shapes and patterns that don't work."""
+    """Return the plan. Raises SchemeError for shapes and patterns that don't work, and
+    CalibrationError for windows longer than the model's context."""
     modules: list[PlannedModule] = []
     block_weights = widest = spooled = 0
     calibrated = False
@@ -101,6 +103,8 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
             PlannedModule(layout.embedding.removesuffix(".weight"), shape, scheme, round(stored))
         )
     _check_patterns(recipe, [m.name for m in modules])
+    if calibrated:
+        refuse_long_windows(checkpoint.config, recipe.seq_len)
     saved = sum(checkpoint.info(f"{m.name}.weight").nbytes - m.stored_bytes for m in modules)
     hidden = int(layout.text_config["hidden_size"])
     tokens = recipe.n_samples * recipe.seq_len if calibrated else 0
@@ -128,6 +132,16 @@ def make_plan(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
         calibrated,
         referenced,
     )
+
+
+def refuse_long_windows(config: dict[str, Any], seq_len: int) -> None:
+    """Raise CalibrationError for windows of more tokens than a model with this config knows."""
+    most = context_length(config)
+    if most is not None and seq_len > most:
+        raise CalibrationError(
+            f"--seq-len {seq_len} is beyond the model's context of {most} tokens "
+            f"(max_position_embeddings); use at most {most}"
+        )
 
 
 def _spooled_features(

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from soroq.bench.quality.check import CheckRequest, Report, check
+from soroq.bench.quality.check import CheckRequest, Report, _generation_measures, check
+from soroq.bench.quality.gate import judge, read_gate
 from soroq.bench.quality.page import _front, page
 from soroq.bench.quality.report import BEGIN, card_section, markdown, write_card
+from soroq.bench.quality.tasks.free import health
 from soroq.cli import app
 from soroq.commands.check import page_of
 from soroq.core.errors import CheckError, OutputError
@@ -297,3 +302,122 @@ def test_free_answers_of_two_metrics_are_two_results(
     found = check(_request(models, files, tmp_path / "c"))
     free = [(t.scoring, t.primary, t.n) for t in found.tasks if t.name == "free"]
     assert free == [("chrf", True, 3), ("exact", False, 3)]
+
+
+TAJIK = "Пагоҳӣ кӯдакон ба мактаб омаданд ва муаллим аз таърихи шаҳр нақл кард. " * 3
+RUSSIAN = "Утром дети пришли в школу, и учитель рассказал им, как строили этот город. " * 3
+
+
+@pytest.mark.parametrize(
+    ("quant", "verdict"), [([TAJIK] * 12, "pass"), ([TAJIK] * 4 + [RUSSIAN] * 8, "fail")]
+)
+def test_the_default_gate_sees_a_switch_to_russian(quant: list[str], verdict: str) -> None:
+    measured = _generation_measures(*([health(t) for t in ts] for ts in ([TAJIK] * 12, quant)))
+    found = {f.metric: f.verdict for f in judge(read_gate(None), measured)}
+    assert found == {
+        "empty": "pass",
+        "repetition_increase": "pass",
+        "cyrillic_drop": "pass",  # Russian is Cyrillic too
+        "foreign_increase": verdict,
+    }
+
+
+def test_reports_from_before_a_share_are_still_shown(report: Report) -> None:
+    document = json.loads(json.dumps(report.to_json()))
+    assert ">foreign<" in page([document])
+    for side in ("base", "quant"):
+        del document["generation"][side]["foreign"]
+    assert ">foreign<" not in page([document])
+
+
+# One process imports everything once and forks a child for every run. Each child is killed by a
+# real SIGKILL at a file that it is about to put in its place (odd points), or just did (even ones).
+KILLED = """
+import gc, json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from soroq import cli
+import soroq.io.writer as writer
+import transformers.models.gemma3.modeling_gemma3
+gc.collect()
+gc.freeze()  # children needn't look through all of this
+
+def run(arguments, cache, stop):
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    seen, replace = [0], os.replace
+    def counted(*names):
+        seen[0] += 1
+        if seen[0] == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)
+        seen[0] += 1
+        if seen[0] == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+    writer.os.replace = counted
+    os.environ["SOROQ_CACHE"] = cache
+    sys.argv = ["soroq", *arguments]
+    try:
+        cli.main()
+    except SystemExit as end:
+        print("points", seen[0], flush=True)
+        os._exit(end.code or 0)
+
+for arguments, cache, stop in json.load(sys.stdin):
+    print("status", run(arguments, cache, stop), flush=True)
+"""
+
+
+def _run_killed(runs: list[tuple[list[str], Path, int]]) -> list[str]:
+    """Run `soroq check` several times; stop: the point where it is killed, 0: never."""
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        input=json.dumps([(arguments, str(cache), stop) for arguments, cache, stop in runs]),
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith(("status", "points"))]
+
+
+def _told(file: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(file.read_text())
+    assert document.pop("seconds") > 0
+    return document
+
+
+def test_killed_and_resumed_checks_end_with_the_same_report(
+    models: tuple[Path, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    def arguments(name: str) -> list[str]:
+        return [
+            "check", *map(str, models), "--text", f"tg={files['tg']}", "--seq-len", "64",
+            "--task", f"items={files['items']}", "--task", f"free={files['free']}",
+            "--max-tokens", "4", "--prompts", "5", "--noise-floor", "--gate", "default",
+            "--out", str(tmp_path / f"{name}.json"), "--markdown", str(tmp_path / f"{name}.md"),
+        ]  # fmt: skip
+
+    count, status = _run_killed([(arguments("whole"), tmp_path / "whole", 0)])
+    points = int(count.split()[1])
+    assert status == "status 256"  # exit code 1: the gate fails
+    assert points > 40
+    # one kill each, spread over the run, before a file is in its place and behind
+    stops = [1, points // 4 * 2, points // 2 + 1, points - 2]
+    runs: list[tuple[list[str], Path, int]] = []
+    for stop in stops:
+        runs += [(arguments(f"at-{stop}"), tmp_path / f"at-{stop}", n) for n in (stop, 0)]
+    # and one that is killed again and again, after every fifth file
+    often = [(arguments("often"), tmp_path / "often", 10)] * (points // 10 + 2)
+    lines = _run_killed(runs + often)
+    statuses = [line for line in lines if line.startswith("status")]
+    assert statuses[: 2 * len(stops)] == ["status 9", "status 256"] * len(stops)
+    assert statuses[2 * len(stops) :].count("status 9") >= points // 10 - 1
+    assert statuses[-1] == "status 256"
+    want = _told(tmp_path / "whole.json")
+    for name in (*(f"at-{stop}" for stop in stops), "often"):
+        assert _told(tmp_path / f"{name}.json") == want, name
+        assert (tmp_path / f"{name}.md").read_text() == (tmp_path / "whole.md").read_text(), name
+        assert not list(tmp_path.glob("*.tmp"))

@@ -17,6 +17,7 @@ from soroq.bench.quality.tasks import free
 from soroq.bench.quality.tasks.choices import PART, ChoiceScores, score_choices
 from soroq.bench.quality.tasks.free import (
     chrf,
+    foreign,
     health,
     mean_health,
     repetition,
@@ -25,6 +26,7 @@ from soroq.bench.quality.tasks.free import (
 )
 from soroq.bench.quality.tasks.items import Item, answer_index, read_items
 from soroq.bench.quality.tasks.prompts import encode_choices, split_shots, write_context
+from soroq.calib.sources import builtin_documents
 from soroq.core.errors import CheckError
 from soroq.loading import load, load_tokenizer
 from soroq.models.tiny import write_tiny_model
@@ -361,5 +363,31 @@ def test_degenerate_text_is_seen() -> None:
     assert repetition(loop) > 0.8
     assert repetition("ҳар калима дар ин ҷумла танҳо як бор меояд") == 0.0
     found = mean_health([health(text) for text in (loop, "hello world", "...")])
+    assert found.foreign == pytest.approx(1 / 3)
     assert found.empty == pytest.approx(1 / 3)
     assert found.cyrillic == pytest.approx(1 / 3)
+
+
+RUSSIAN = (
+    "Утром дети пришли в школу, и учитель рассказал им, как наши предки строили города у реки. "
+    "Потом они долго рисовали мосты, которые были видны из окна, но дождь так и не кончился. "
+)
+TAJIK = (
+    "Пагоҳӣ кӯдакон ба мактаб омаданд ва муаллим нақл кард, ки гузаштагони мо дар соҳили дарё чӣ "
+    "гуна шаҳр месохтанд. Баъд онҳо пулҳоеро, ки аз тиреза намоён буданд, дуру дароз кашиданд. "
+)
+
+
+def test_a_switch_to_russian_is_seen_where_letters_stay_cyrillic() -> None:
+    assert foreign(TAJIK * 2) == foreign("") == foreign("ман") == 0.0
+    assert foreign(RUSSIAN) == foreign(RUSSIAN * 4) == 1.0
+    assert foreign(TAJIK + RUSSIAN) == pytest.approx(0.5, abs=0.13)  # a piece lies across
+    assert health(RUSSIAN).cyrillic == health(TAJIK).cyrillic == 1.0
+
+
+def test_tajik_text_is_hardly_ever_taken_for_another_language() -> None:
+    documents = [*builtin_documents("tg", "calib"), *builtin_documents("tg", "check")]
+    texts = [document.plain for document in documents]
+    alarms = [foreign(text) for text in texts]
+    assert len(alarms) > 300
+    assert sum(alarms) / len(alarms) < 0.005

@@ -17,10 +17,12 @@ from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.tasks.choices import write_json
 from soroq.bench.quality.tasks.items import Item
 from soroq.bench.quality.tasks.prompts import write_context
+from soroq.calib.language import guess_language
 
 PART = 4  # answers in a cached part: what is lost when a run is stopped
 ORDER, BETA = 6, 2.0
 REPEATED_GRAM = 4
+PIECE_WORDS = 8  # of text whose language is guessed: docs/check.md says how often it is wrong
 NUMBER = re.compile(r"-?\d+(?:[ \u00a0\u202f]\d{3}(?!\d))*(?:[.,]\d+)*")
 
 
@@ -135,19 +137,23 @@ class Health:
     """How generated text holds up, as shares in [0, 1] of one text or means over many.
 
     repetition: word 4-grams that stood in the text before; cyrillic: letters that are Cyrillic;
-    empty: 1 without any letter.
+    empty: 1 without any letter; foreign: pieces of about PIECE_WORDS words that are in another
+    language than Tajik, Russian above all, which is Cyrillic too.
     """
 
     repetition: float
     cyrillic: float
     empty: float
+    foreign: float
 
 
 def health(text: str) -> Health:
-    """Measure one generated text."""
+    """Measure one text that was generated behind a Tajik prompt."""
     letters = [c for c in text if c.isalpha()]
     cyrillic = sum("\u0400" <= c <= "\u04ff" for c in letters)
-    return Health(repetition(text), cyrillic / max(len(letters), 1), float(not letters))
+    return Health(
+        repetition(text), cyrillic / max(len(letters), 1), float(not letters), foreign(text)
+    )
 
 
 def mean_health(found: Sequence[Health]) -> Health:
@@ -157,6 +163,7 @@ def mean_health(found: Sequence[Health]) -> Health:
         sum(h.repetition for h in found) / n,
         sum(h.cyrillic for h in found) / n,
         sum(h.empty for h in found) / n,
+        sum(h.foreign for h in found) / n,
     )
 
 
@@ -165,3 +172,12 @@ def repetition(text: str) -> float:
     words = text.lower().split()
     grams = [tuple(words[i : i + REPEATED_GRAM]) for i in range(len(words) - REPEATED_GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def foreign(text: str) -> float:
+    """Return the share of a text's pieces whose language can be told and isn't Tajik."""
+    words = text.split()
+    n = max(1, round(len(words) / PIECE_WORDS))
+    cuts = [len(words) * i // n for i in range(n + 1)]
+    pieces = [" ".join(words[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return sum(guess_language(p).language not in ("tg", "unknown") for p in pieces) / n

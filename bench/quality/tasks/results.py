@@ -145,13 +145,12 @@ def adjust(results: list[TaskResult]) -> list[TaskResult]:
 def run_harness_tasks(
     scorer: Scorer, specs: Sequence[str], options: TaskOptions, listen: Listen
 ) -> dict[str, HarnessScores]:
-    found = {}
-    for index, spec in enumerate(specs):
-        listen(index, len(specs), f"{scorer.source} lm_eval")
-        found[spec.partition("@")[0]] = run_harness(
-            scorer, spec, shots=options.shots, limit=options.items
+    return {
+        spec.partition("@")[0]: run_harness(
+            scorer, spec, shots=options.shots, limit=options.items, listen=listen
         )
-    return found
+        for spec in specs
+    }
 
 
 def harness_results(
