@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoder": {"core", "kernels", "models", "nn", "io", "loading", "decoder_facts", "_cpu"},
     "manifest": _MAIN_JOB,
     "pipeline": _MAIN_JOB | {"manifest"},
-    "export": {"core", "models", "nn", "io", "loading"},
+    "export": {"core", "kernels", "models", "nn", "io", "loading"},
     "train": {"core", "models", "calib"},
     "bench": _ALL_BELOW_BENCH | {"train"},
     "inspection": _MAIN_JOB | {"manifest", "export"},

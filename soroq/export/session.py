@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from soroq.core.errors import CheckpointError, KernelError
+from soroq.export.ort_library import NAME, use_library
 
 EVERY, LAST = "model.onnx", "model_last.onnx"
 FOLDER = "onnx"
@@ -45,10 +46,13 @@ def open_session(folder: Path, graph: str = LAST, threads: int | None = None) ->
     options.log_severity_level = 4  # what goes wrong is raised, and needs no log beside it
     if threads is not None:
         options.intra_op_num_threads = threads
+    requires = _requires(folder)
+    if NAME in requires:
+        use_library(options, requires[NAME], threads)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's have no base of their own
-        needed = _required(folder)
+        needed = requires.get("onnxruntime", "0")
         here = str(onnxruntime.__version__)
         if _numbers(here) < _numbers(needed):
             raise KernelError(
@@ -59,12 +63,13 @@ def open_session(folder: Path, graph: str = LAST, threads: int | None = None) ->
         raise KernelError(f"{path}: onnxruntime {here} can't open it: {reason}") from error
 
 
-def _required(folder: Path) -> str:
+def _requires(folder: Path) -> dict[str, str]:
+    """Return what a folder says that it needs; nothing if it doesn't."""
     try:
         manifest = json.loads((folder / "soroq.json").read_text(encoding="utf-8"))
-        return str(manifest["requires"]["onnxruntime"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "0"
+        return {name: str(version) for name, version in manifest["requires"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _numbers(version: str) -> tuple[int, ...]:
