@@ -5,6 +5,7 @@ kernels/cpu/ort/CMakeLists.txt.
 """
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -38,6 +39,22 @@ def find_library(otherwise: str) -> Path:
         f"{NAME} is not built; install soroq with SOROQ_ORT_INCLUDE=<the folder of "
         f"onnxruntime_c_api.h>, name the file in {VARIABLE}, or {otherwise}"
     )
+
+
+def requirements(folder: Path) -> dict[str, str]:
+    """Return what an exported folder says that it needs; nothing if it doesn't say."""
+    try:
+        manifest = json.loads((folder / "soroq.json").read_text(encoding="utf-8"))
+        return {name: str(version) for name, version in manifest["requires"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def add_operators(options: Any, folder: Path, threads: int | None) -> None:
+    """Do as `use_library` for a folder that needs the library; nothing for others."""
+    needed = requirements(folder).get(NAME)
+    if needed is not None:
+        use_library(options, needed, threads)
 
 
 def use_library(options: Any, needed: str, threads: int | None) -> None:
