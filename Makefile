@@ -39,7 +39,7 @@ $(BIN)/python:
 	echo "setup: $(VENV) from $$found ($$($$found --version))"; \
 	"$$found" -m venv $(VENV)
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/csrc/*) | $(BIN)/python
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/csrc/* kernels/cpu/ort/*) | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)' || { \
 	  echo "setup: pip could not install '$(TORCH)'; name an index that has CPU wheels of torch \
 	(make setup TORCH_INDEX=...), or choose another build (make setup TORCH=torch==$(TORCH_VERSION))" >&2; exit 2; }

@@ -141,7 +141,8 @@ class _Values:
         return self.weight[start:stop], None, None
 
 
-def _source(weight: Packable) -> RowSource:
+def as_source(weight: Packable) -> RowSource:
+    """Return what hands out the rows of a weight."""
     if isinstance(weight, torch.Tensor):
         return _Values(weight)
     return _Quantized(weight) if isinstance(weight, QuantizedTensor) else weight
@@ -152,7 +153,7 @@ def pack(weight: Packable) -> PanelWeight:
 
     Raises ValueError for float8.
     """
-    source = _source(weight)
+    source = as_source(weight)
     N, K = source.shape
     panels = _empty_for(source, N, K)
     for start in range(0, N, _SLICE_ROWS):  # a head's rows at once would take gigabytes
@@ -165,7 +166,7 @@ def pack_pair(gate: Packable, up: Packable) -> PanelWeight:
 
     Raises ValueError when they aren't alike.
     """
-    first, second = _source(gate), _source(up)
+    first, second = as_source(gate), as_source(up)
     if first.shape != second.shape or first.args != second.args:
         raise ValueError(
             f"gate {first.shape} {first.args} and up {second.shape} {second.args} aren't alike"

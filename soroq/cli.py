@@ -248,12 +248,14 @@ def generate(
 def export(
     model: Source,
     out: Annotated[Path, typer.Option("-o", "--out", help="The new directory.")],
-    target: Annotated[str, typer.Option(help="onnx-cpu.")] = "onnx-cpu",
+    target: Annotated[
+        str, typer.Option(help="onnx-cpu, or onnx-soroq: soroq's own kernels.")
+    ] = "onnx-cpu",
     compute: Annotated[
         str, typer.Option(help="Values between nodes: float32, float16 or bfloat16.")
     ] = "float32",
     precision: Annotated[
-        str, typer.Option(help="Activations are multiplied as int8, int8-fine or exact.")
+        str, typer.Option(help="Activations: int8, int8-fine, int16 (onnx-soroq) or exact.")
     ] = "int8",
     parity: Annotated[
         bool, typer.Option("--parity/--no-parity", help="Compare the result with PyTorch.")

@@ -22,6 +22,7 @@ import torch
 import soroq
 from soroq.bench.quality.model import CHUNK, Model, Source, hash_facts, share_tokenizer
 from soroq.core.errors import CheckError
+from soroq.export.ort_library import add_operators
 from soroq.io.checkpoint import read_json
 from soroq.io.writer import sha256_file
 
@@ -135,6 +136,7 @@ class OnnxSource(Source):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # what goes wrong is raised, and needs no log beside it
+        add_operators(options, self._folder, torch.get_num_threads())
         try:
             session = onnxruntime.InferenceSession(
                 str(self._file), options, providers=["CPUExecutionProvider"]

@@ -229,16 +229,10 @@ class DecoderGraph:
         return self._linears.project([f"{name}.o_proj"], mixed, f"{at}/o")[0]
 
     def _ffn(self, index: int, x: str) -> str:
-        graph, at = self._graph, f"layers.{index}/mlp"
-        name = f"{self._layout.block(index)}.mlp"
+        at, name = f"layers.{index}/mlp", f"{self._layout.block(index)}.mlp"
         kind = name_activation(self._model.model.layers[index].mlp.act_fn)
-        parts = [f"{name}.gate_proj", f"{name}.up_proj"]
-        gate, up = self._linears.project(parts, x, f"{at}/gate_up")
-        if kind == "gelu":
-            gate = graph.node("FastGelu", [gate], f"{at}/gelu", domain=MICROSOFT)
-        else:
-            gate = graph.node("QuickGelu", [gate], f"{at}/silu", domain=MICROSOFT, alpha=1.0)
-        x = graph.node("Mul", [gate, up], f"{at}/gated")
+        assert kind is not None  # refuse_unknown
+        x = self._linears.gate(f"{name}.gate_proj", f"{name}.up_proj", x, kind, at)
         return self._linears.project([f"{name}.down_proj"], x, f"{at}/down")[0]
 
     def _logits(self, head: StoredHead, x: str, which: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 import soroq
+from soroq.export.ort_library import OPSET as SOROQ_OPSET
 from soroq.export.tensors import ONNX_TYPES, ExternalData
 from soroq.io.writer import atomic_write
 
@@ -18,6 +19,7 @@ OPSET = 21
 MICROSOFT_OPSET = 1
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
+SOROQ = "soroq"  # libsoroq_ort's operators
 
 
 class GraphBuilder:
@@ -110,12 +112,12 @@ class GraphBuilder:
         used = {name for node in chosen for name in node.input}
         tensors = [tensor for name, tensor in self.tensors.items() if name in used]
         graph = helper.make_graph(chosen, "decoder", list(inputs), list(outputs), tensors)
+        opsets = {"": OPSET, MICROSOFT: MICROSOFT_OPSET}
+        if any(node.domain == SOROQ for node in chosen):
+            opsets[SOROQ] = SOROQ_OPSET
         model = helper.make_model(
             graph,
-            opset_imports=[
-                helper.make_opsetid("", OPSET),
-                helper.make_opsetid(MICROSOFT, MICROSOFT_OPSET),
-            ],
+            opset_imports=[helper.make_opsetid(*opset) for opset in opsets.items()],
             ir_version=IR_VERSION,
             producer_name="soroq",
             producer_version=soroq.__version__,

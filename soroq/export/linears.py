@@ -104,6 +104,16 @@ class LinearWriter:
             return found
         return graph.node("Mul", [found, graph.scalar(f"{name}/scale", scale)], f"{name}/scaled")
 
+    def gate(self, gate: str, up: str, x: str, kind: str, name: str) -> str:
+        """Return act(x · gateᵀ) · (x · upᵀ) (B, S, F) of two modules; kind: gelu (tanh) or silu."""
+        graph = self._graph
+        first, second = self.project([gate, up], x, f"{name}/gate_up")
+        if kind == "gelu":
+            first = graph.node("FastGelu", [first], f"{name}/gelu", domain=MICROSOFT)
+        else:
+            first = graph.node("QuickGelu", [first], f"{name}/silu", domain=MICROSOFT, alpha=1.0)
+        return graph.node("Mul", [first, second], f"{name}/gated")
+
     def multiply(self, head: StoredHead, x: str, name: str) -> str:
         """Return x times a head."""
         return self._multiply(head.matrix, head.tensors, x, name, None)

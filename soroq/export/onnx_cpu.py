@@ -12,8 +12,9 @@ The folder is written under another name and gets its own when it is whole.
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from soroq.export.session import EVERY, FOLDER, LAST
 from soroq.export.target import (
     COMPUTE,
     MANIFEST,
-    PRECISIONS,
     Check,
     ExportManifest,
     ExportRequest,
@@ -53,6 +53,7 @@ TARGET = "onnx-cpu"
 # precision → MatMulNBits' accuracy_level, and the largest block, in which activations share a scale
 LEVELS = {"int8": (4, 256), "int8-fine": (4, 32), "exact": (1, 256)}
 SPACE_FACTOR = 1.1  # the folder holds what the checkpoint does, and a tokenizer
+MakeLinears = Callable[[GraphBuilder, Checkpoint], LinearWriter]
 MIN_ONNXRUNTIME = "1.23"  # the first that opens every graph written here
 
 
@@ -65,20 +66,40 @@ def export(
     CheckpointError for a model that has no graph, OutputError for a place that can't be written.
     """
     _refuse_choices(request)
+    level, largest = LEVELS[request.precision]
+
+    def linears(graph: GraphBuilder, checkpoint: Checkpoint) -> LinearWriter:
+        return LinearWriter(graph, checkpoint, accuracy_level=level, largest_block=largest)
+
+    return export_folder(request, TARGET, linears, {}, say, check, limit)
+
+
+def export_folder(
+    request: ExportRequest,
+    target: str,
+    linears: MakeLinears,
+    requires: dict[str, str],
+    say: Say,
+    check: Check | None,
+    limit: int,
+) -> ExportManifest:
+    """Do as `export` for any target that differs in its linears only.
+
+    requires: what the folder needs besides ONNX Runtime.
+    """
     require_empty_dir(request.out)
     checkpoint = open_checkpoint(request.source)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     require_disk_space(request.out, int(checkpoint.total_bytes * SPACE_FACTOR))
     with _partial_folder(request.out) as folder:
-        notes = write_graphs(folder / FOLDER, checkpoint, layout, request, limit)
+        notes = write_graphs(folder / FOLDER, checkpoint, layout, request, linears, limit)
         n_data = len(list((folder / FOLDER).glob(f"{EVERY}_data*")))
         write_layouts(folder, checkpoint, layout.text_config, layout.head_dim, n_data)
         for note in notes:
             say(note)
         say(f"opset {OPSET}, com.microsoft {MICROSOFT_OPSET}, IR version {IR_VERSION}")
-        parity = None if check is None else check(folder)
         manifest = ExportManifest(
-            target=TARGET,
+            target=target,
             soroq_version=soroq.__version__,
             source=Path(request.source).name,
             source_sha256=checkpoint.sha256(),
@@ -86,12 +107,14 @@ def export(
             precision=request.precision,
             opset=OPSET,
             ir_version=IR_VERSION,
-            requires={"onnxruntime": MIN_ONNXRUNTIME},
+            requires={"onnxruntime": MIN_ONNXRUNTIME, **requires},
             versions=_versions(),
             notes=notes,
             files=_describe_files(folder),
-            parity=parity,
         )
+        if check is not None:  # it opens the folder as anyone does, who reads what it needs
+            atomic_write(folder / MANIFEST, manifest.to_json().encode())
+            manifest = replace(manifest, parity=check(folder))
         atomic_write(folder / MANIFEST, manifest.to_json().encode())
     return manifest
 
@@ -101,6 +124,7 @@ def write_graphs(
     checkpoint: Checkpoint,
     layout: DecoderLayout,
     request: ExportRequest,
+    make_linears: MakeLinears,
     limit: int = FILE_LIMIT,
 ) -> list[str]:
     """Write both graphs and their data into `folder`; return notes on what is not as stored."""
@@ -108,8 +132,7 @@ def write_graphs(
     compute = getattr(torch, request.compute)
     data = ExternalData(folder, f"{EVERY}_data", limit)
     graph = GraphBuilder(data, compute)
-    level, largest = LEVELS[request.precision]
-    linears = LinearWriter(graph, checkpoint, accuracy_level=level, largest_block=largest)
+    linears = make_linears(graph, checkpoint)
     decoder = DecoderGraph(graph, checkpoint, layout, linears)
     try:
         every, last = decoder.build()
@@ -184,10 +207,8 @@ def _refuse_choices(request: ExportRequest) -> None:
         raise SchemeError(
             "--compute bfloat16: ONNX Runtime has no attention in bfloat16 on CPUs; use float32"
         )
-    if request.precision not in PRECISIONS:
-        raise SchemeError(
-            f"--precision {request.precision!r} is not one of {', '.join(PRECISIONS)}"
-        )
+    if request.precision not in LEVELS:
+        raise SchemeError(f"--precision {request.precision!r} is not one of {', '.join(LEVELS)}")
 
 
 @contextmanager

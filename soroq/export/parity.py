@@ -37,6 +37,7 @@ class Limits:
 # 128: KL 0.018 and top-1 0.87 on it (int4-gptq). A wrong graph is off by whole nats.
 LIMITS = {
     ("float32", "exact"): Limits(1e-4, 0.99, 1e-3),
+    ("float32", "int16"): Limits(1e-3, 0.98, 1e-2),
     ("float32", "int8"): Limits(0.06, 0.7, 0.1),
     ("float32", "int8-fine"): Limits(0.03, 0.8, 0.05),
     ("float16", "exact"): Limits(0.01, 0.95, 0.05),

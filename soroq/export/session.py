@@ -9,7 +9,6 @@ as input and output), so that a step copies none of them.
 """
 
 import importlib.util
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from soroq.core.errors import CheckpointError, KernelError
+from soroq.export.ort_library import add_operators, requirements
 
 EVERY, LAST = "model.onnx", "model_last.onnx"
 FOLDER = "onnx"
@@ -45,10 +45,12 @@ def open_session(folder: Path, graph: str = LAST, threads: int | None = None) ->
     options.log_severity_level = 4  # what goes wrong is raised, and needs no log beside it
     if threads is not None:
         options.intra_op_num_threads = threads
+    requires = requirements(folder)
+    add_operators(options, folder, threads)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's have no base of their own
-        needed = _required(folder)
+        needed = requires.get("onnxruntime", "0")
         here = str(onnxruntime.__version__)
         if _numbers(here) < _numbers(needed):
             raise KernelError(
@@ -57,14 +59,6 @@ def open_session(folder: Path, graph: str = LAST, threads: int | None = None) ->
             ) from error
         reason = " ".join(str(error).split())
         raise KernelError(f"{path}: onnxruntime {here} can't open it: {reason}") from error
-
-
-def _required(folder: Path) -> str:
-    try:
-        manifest = json.loads((folder / "soroq.json").read_text(encoding="utf-8"))
-        return str(manifest["requires"]["onnxruntime"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "0"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

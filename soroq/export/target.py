@@ -11,7 +11,6 @@ from soroq.core.errors import CheckpointError
 MANIFEST = "soroq.json"
 KIND = "export"
 COMPUTE = ("float32", "float16", "bfloat16")
-PRECISIONS = ("int8", "int8-fine", "exact")
 
 Say = Callable[[str], None]
 Check = Callable[[Path], dict[str, Any]]
@@ -20,8 +19,8 @@ Check = Callable[[Path], dict[str, Any]]
 @dataclass(frozen=True)
 class ExportRequest:
     """compute: the type of values between nodes. precision: what activations are multiplied as:
-    "int8", rounded per token and block of weights, "int8-fine", per token and 32 columns, or
-    "exact"."""
+    "int8", rounded per token and block of weights, "int8-fine", per token and 32 columns, "int16",
+    or "exact"; a target takes some of them."""
 
     source: str
     out: Path

@@ -1,5 +1,6 @@
 """A tiny checkpoint of any kind, and its export."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ pytest.importorskip("onnxruntime")
 from soroq.core.recipe import Recipe  # noqa: E402
 from soroq.core.scheme import QuantArgs  # noqa: E402
 from soroq.core.schemes import get_scheme  # noqa: E402
-from soroq.export.onnx_cpu import export  # noqa: E402
+from soroq.export import TARGETS  # noqa: E402
 from soroq.export.target import ExportRequest  # noqa: E402
 from soroq.models.tiny import write_tiny_model  # noqa: E402
 from soroq.pipeline.run import quantize  # noqa: E402
@@ -33,6 +34,7 @@ def exported(tmp_path: Path) -> Make:
         compute: str = "float32",
         precision: str = "exact",
         symmetric: bool | None = None,
+        target: str = "onnx-cpu",
         **changes: Any,
     ) -> tuple[Path, Path]:
         source = write_tiny_model(tmp_path / "base", model_type, **changes)
@@ -44,7 +46,8 @@ def exported(tmp_path: Path) -> Make:
             quantize(source, tmp_path / "out", recipe=recipe, calibration=None)
             source = tmp_path / "out"
         request = ExportRequest(str(source), tmp_path / "onnx", compute, precision)
-        export(request, lambda line: None)
+        module = importlib.import_module(TARGETS[target].partition(":")[0])
+        module.export(request, lambda line: None)
         return source, tmp_path / "onnx"
 
     return make
