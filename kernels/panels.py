@@ -221,6 +221,8 @@ def empty_panels(
     shape = (N, K, bits, group, symmetric, kept == torch.bfloat16)
     data = torch.from_numpy(_cpu.allocate(_cpu.panel_bytes(*shape)))
     handle = _cpu.Panels(data, *shape)
+    # Packing comes in slices, which other threads may write than will read them.
+    handle.touch(gated is not None)
     return PanelWeight(data, N, K, bits, group, symmetric, kept, gated, handle)
 
 

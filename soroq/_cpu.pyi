@@ -42,6 +42,7 @@ class Panels:
         scales: torch.Tensor | None = None,
         zeros: torch.Tensor | None = None,
     ) -> None: ...
+    def touch(self, gated: bool) -> None: ...
 
 def panel_bytes(
     N: int, K: int, bits: int, group: int, symmetric: bool, bf16_scales: bool, /

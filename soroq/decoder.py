@@ -6,8 +6,8 @@
         ...
 
 Weights lie in panels (`soroq.kernels.panels`), keys and values in bfloat16, and a step is one call.
-What is in a block, its masks and its rotary tables are read off transformers' own modules. What
-isn't supported is one clear error; `soroq.load` runs those models.
+What is in a block, its window and its rotary tables: `soroq.decoder_facts`. What isn't supported
+is one clear error; `soroq.load` runs those models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,13 @@ from typing import Any
 import torch
 
 from soroq.core.errors import CheckpointError
+from soroq.decoder_facts import DecoderFacts, read_facts
 from soroq.io.checkpoint import Checkpoint, open_checkpoint, read_json
 from soroq.kernels import panels
 from soroq.kernels.panels import PanelWeight
 from soroq.loading import StoredMatrix, StoredWeights
 from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
-from soroq.models.runner import DecoderRunner
-from soroq.nn.panels import name_activation
 
 CONTEXT = 2048
 # name → precision of products with many tokens, and of those with one or two and of the head
@@ -34,7 +33,7 @@ PRECISIONS = {
     "exact": ("exact", "exact"),
 }
 TOP_K = 64  # candidates of a sampled token: the most that a step hands back
-DEFAULT_PRECISION = "int16"
+DEFAULT_PRECISION = "int8"
 
 
 class Decoder:
@@ -105,8 +104,9 @@ def load(
 ) -> Decoder:
     """Return a Decoder for the checkpoint in `source` with room for `context` tokens.
 
-    precision: "int8" rounds activations to int8 for each product, "exact" doesn't. Raises
-    CheckpointError when the model needs something that the C++ decoder doesn't have.
+    precision: what activations are multiplied as (`soroq.kernels.cpu.panels`); "int8" is int16 with
+    one or two tokens and at the head, where that costs nothing. Raises CheckpointError when the
+    model needs something that the C++ decoder doesn't have.
     """
     if not panels.is_built():
         raise CheckpointError("soroq._cpu is not built; pip install . compiles it")
@@ -114,9 +114,9 @@ def load(
         raise CheckpointError(f"precision {precision!r} is not {', '.join(PRECISIONS)}")
     checkpoint = open_checkpoint(source)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
-    runner = DecoderRunner(layout)
-    _refuse_unknown(checkpoint, runner)
-    return _Builder(checkpoint, layout, runner).build(context, precision)
+    facts = read_facts(layout, context)
+    _refuse_unknown(checkpoint, layout, facts)
+    return _Builder(checkpoint, layout, facts).build(context, precision)
 
 
 def isa() -> str:
@@ -144,40 +144,27 @@ def objection(source: str | Path) -> str:
     try:
         checkpoint = open_checkpoint(source)
         layout = find_layout(checkpoint.config, set(checkpoint.names()))
-        _refuse_unknown(checkpoint, DecoderRunner(layout))
+        _refuse_unknown(checkpoint, layout, read_facts(layout, 1))
     except CheckpointError as error:
         return str(error)
     return ""
 
 
-def _refuse_unknown(checkpoint: Checkpoint, runner: DecoderRunner) -> None:
-    config = runner.model.config
-    block = runner.model.model.layers[0]
-    attention = block.self_attn
-    reasons = []
-    if getattr(config, "final_logit_softcapping", None) or getattr(
-        config, "attn_logit_softcapping", None
-    ):
-        reasons.append("logits are capped")
-    if getattr(config, "use_bidirectional_attention", None):
-        reasons.append("attention looks ahead")
+def _refuse_unknown(checkpoint: Checkpoint, layout: DecoderLayout, facts: DecoderFacts) -> None:
+    names = checkpoint.names()
+    reasons = list(facts.refused)
     if any(
-        getattr(linear, "bias", None) is not None
-        for linear in (
-            attention.o_proj,
-            block.mlp.gate_proj,
-            block.mlp.up_proj,
-            block.mlp.down_proj,
-        )
+        name.endswith((".o_proj.bias", ".gate_proj.bias", ".up_proj.bias", ".down_proj.bias"))
+        for name in names
     ):
         reasons.append("o_proj or the MLP has biases")
-    if runner.layout.head_dim % 16:
-        reasons.append(f"head_dim {runner.layout.head_dim} is no multiple of 16")
-    if name_activation(block.mlp.act_fn) is None:
+    if layout.head_dim % 16:
+        reasons.append(f"head_dim {layout.head_dim} is no multiple of 16")
+    if facts.activation is None:
         reasons.append("the MLP's activation is neither GELU (tanh) nor SiLU")
-    if any(name.endswith("weight_scale_inv") for name in checkpoint.names()) or any(
+    if any(name.endswith("weight_scale_inv") for name in names) or any(
         checkpoint.info(name).dtype == torch.float8_e4m3fn
-        for name in checkpoint.names()
+        for name in names
         if name.endswith("q_proj.weight")
     ):
         reasons.append("float8 weights have no CPU kernels")
@@ -191,10 +178,8 @@ def _refuse_unknown(checkpoint: Checkpoint, runner: DecoderRunner) -> None:
 class _Builder:
     """Turns a checkpoint's tensors into panels, one matrix in memory at a time."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, layout: DecoderLayout, runner: DecoderRunner
-    ) -> None:
-        self._checkpoint, self._layout, self._runner = checkpoint, layout, runner
+    def __init__(self, checkpoint: Checkpoint, layout: DecoderLayout, facts: DecoderFacts) -> None:
+        self._checkpoint, self._layout, self._facts = checkpoint, layout, facts
         self._names = set(checkpoint.names())
         self._weights = StoredWeights(checkpoint)
         self._bytes = 0
@@ -202,23 +187,19 @@ class _Builder:
     def build(self, context: int, precision: str) -> Decoder:
         from soroq import _cpu
 
-        model = self._runner.model
-        config = model.config
-        first = model.model.layers[0]
-        tables, blocks = self._rotary(context)
-        vocabulary = int(config.vocab_size)
-        facts = {
-            "hidden": int(config.hidden_size),
-            "heads": int(config.num_attention_heads),
-            "kv_heads": int(config.num_key_value_heads),
+        facts = self._facts
+        values = {
+            "hidden": facts.hidden,
+            "heads": facts.heads,
+            "kv_heads": facts.kv_heads,
             "head_dim": self._layout.head_dim,
-            "ffn": int(config.intermediate_size),
-            "vocabulary": vocabulary,
+            "ffn": facts.ffn,
+            "vocabulary": facts.vocabulary,
             "context": context,
-            "eps": float(config.rms_norm_eps),
-            "embed_scale": float(getattr(model.model.embed_tokens, "embed_scale", 1.0)),
-            "attention_scale": float(first.self_attn.scaling),
-            "gelu": name_activation(first.mlp.act_fn) == "gelu",
+            "eps": facts.eps,
+            "embed_scale": facts.embed_scale,
+            "attention_scale": facts.attention_scale,
+            "gelu": facts.activation == "gelu",
             "precision": PRECISIONS[precision][0],
             "few_precision": PRECISIONS[precision][1],
         }
@@ -230,46 +211,21 @@ class _Builder:
         )
         head = embedding if tied else self._panels(untied)
         handle = _cpu.Decoder(
-            facts,
-            [self._block(index, blocks[index]) for index in range(self._layout.n_blocks)],
-            tables,
+            values,
+            [self._block(index) for index in range(self._layout.n_blocks)],
+            list(facts.tables),
             self._norm(f"{prefix}norm"),
             embedding.handle,
             head.handle,
         )
-        return Decoder(handle, vocabulary, context, self._bytes)
+        return Decoder(handle, facts.vocabulary, context, self._bytes)
 
-    def _rotary(self, context: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[int]]:
-        """Return the different tables (context, head_dim / 2) and which one each block uses."""
-        half = self._layout.head_dim // 2
-        tables: list[tuple[torch.Tensor, torch.Tensor]] = []
-        which: list[int] = []
-        for cosines, sines in self._runner.rotary_tables(context):
-            if cosines.shape[1] != 2 * half or not torch.equal(
-                cosines[:, :half], cosines[:, half:]
-            ):
-                raise CheckpointError(
-                    f"{self._checkpoint.path}: the C++ decoder can't run this: rotary embeddings "
-                    "that don't turn whole heads in halves; use soroq.load"
-                )
-            pair = (cosines[:, :half].contiguous(), sines[:, :half].contiguous())
-            for index, known in enumerate(tables):
-                if torch.equal(known[0], pair[0]) and torch.equal(known[1], pair[1]):
-                    which.append(index)
-                    break
-            else:
-                which.append(len(tables))
-                tables.append(pair)
-        return tables, which
-
-    def _block(self, index: int, rotary: int) -> dict[str, Any]:
+    def _block(self, index: int) -> dict[str, Any]:
         name = self._layout.block(index)
-        attention = self._runner.model.model.layers[index].self_attn
-        config = self._runner.model.config
-        window = getattr(attention, "sliding_window", None)
-        if not hasattr(attention, "sliding_window") and config.model_type == "mistral":
-            window = getattr(config, "sliding_window", None)
-        parts: dict[str, Any] = {"window": int(window or 0), "rotary": rotary}
+        parts: dict[str, Any] = {
+            "window": self._facts.windows[index],
+            "rotary": self._facts.rotary[index],
+        }
         for part in ("q", "k", "v", "o"):
             module = f"{name}.self_attn.{part}_proj"
             parts[part] = self._panels(module).handle

@@ -19,6 +19,7 @@ _ALL_BELOW_BENCH = _MAIN_JOB | {
     "export",
     "loading",
     "decoder",
+    "decoder_facts",
 }
 
 # Part of soroq → the parts it may import besides itself. A part is soroq.<name>.
@@ -31,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {"core", "kernels"},
     "io": {"core", "nn"},
     "loading": {"core", "kernels", "models", "nn", "io"},
-    "decoder": {"core", "kernels", "models", "nn", "io", "loading", "_cpu"},
+    "decoder_facts": {"models", "nn"},
+    "decoder": {"core", "kernels", "models", "nn", "io", "loading", "decoder_facts", "_cpu"},
     "manifest": _MAIN_JOB,
     "pipeline": _MAIN_JOB | {"manifest"},
     "export": {"core", "models", "nn", "io", "loading"},

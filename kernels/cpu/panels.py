@@ -1,8 +1,9 @@
 """Products and gathers with weights in panels: torch tensors in and out, the work in soroq._cpu.
 
 Three precisions. "exact": activations stay float32. "int8": they are rounded to 8 bits for each
-token and chunk of at most 128 columns, and multiplied as integers. "int16": to 15 bits, in two
-planes of 8: twice the multiplications, but the same time where memory is what a product waits for.
+token and chunk of at most 128 columns, all but the quads of four columns with the two greatest
+values, which keep 15, and multiplied as integers. "int16": all to 15 bits, in two planes of 8: twice
+the multiplications, but the same time where memory is what a product waits for.
 A chunk with a value that isn't finite gives NaN. Results don't depend on the number of threads.
 """
 

@@ -41,21 +41,32 @@ def gather_panels(ids: torch.Tensor, weight: PanelWeight, dtype: torch.dtype) ->
     return _dense(weight)[ids].to(dtype)
 
 
-STEPS = {"int8": 127.0, "int16": 127.0 * 128.0}  # to the largest value of a chunk
+APART = 2  # quads of a chunk whose size doesn't count for its step
 
 
 def round_activations(x: torch.Tensor, weight: PanelWeight, precision: str) -> torch.Tensor:
     """Return x (M, K) rounded to integers and back, float32, as a precision does it.
 
-    For each token and chunk: step = max|x| / STEPS, codes half to even. A chunk with a value that
-    is not finite becomes NaN.
+    Per token and chunk, codes half to even. int16: step = max|x| / (127 · 128). int8: columns are
+    taken in quads; step = (greatest |x| behind the APART greatest quads, but at least max|x| / 128)
+    / 127, so that at most APART quads have values beyond ±127. A chunk with a value that is not
+    finite becomes NaN.
     """
     parts = []
     for start, stop in weight.chunks():
         part = x[:, start:stop].float()
-        top = part.abs().amax(1, keepdim=True)
-        step = torch.where(top > 1e-30, top / STEPS[precision], torch.zeros_like(top))
-        codes = torch.where(top > 1e-30, part * (STEPS[precision] / top), 0.0).round()
+        size = part.abs()
+        top = size.amax(1, keepdim=True)
+        steps = 127.0
+        if precision == "int16":
+            steps = 127.0 * 128.0
+        else:
+            quads = torch.nn.functional.pad(size, (0, -size.shape[1] % 4)).unflatten(1, (-1, 4))
+            order = quads.amax(2).sort(1, descending=True).values
+            near = order[:, APART : APART + 1] if order.shape[1] > APART else top * 0
+            top = torch.maximum(near, top / 128)
+        step = torch.where(top > 1e-30, top / steps, torch.zeros_like(top))
+        codes = torch.where(top > 1e-30, part * (steps / top), 0.0).round()
         bad = ~torch.isfinite(part).all(1, keepdim=True)
         parts.append(torch.where(bad, torch.nan, codes * step))
     return torch.cat(parts, 1)

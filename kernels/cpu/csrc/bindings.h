@@ -46,6 +46,8 @@ class Panels {
   const PanelWeight& weight() const { return w_; }
   void fill(int64_t first, const AnyMatrix& words, const std::optional<AnyMatrix>& scales,
             const std::optional<Matrix<const int8_t>>& zeros);
+  // Takes the memory of panels not yet filled from where its readers run.
+  void touch(bool gated);
 
  private:
   Bytes data_;

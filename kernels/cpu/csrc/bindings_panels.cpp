@@ -131,6 +131,12 @@ void Panels::fill(int64_t first, const AnyMatrix& words, const std::optional<Any
   });
 }
 
+void Panels::touch(bool gated) {
+  auto* data = const_cast<uint8_t*>(w_.data);
+  nb::gil_scoped_release release;
+  run([&](const Member& me) { touch_panels(me, w_, gated, data); });
+}
+
 namespace {
 
 void unpack(const Panels& panels, int64_t first, const Matrix<int8_t>& codes, const AnyMatrix& scales,
@@ -203,7 +209,8 @@ void bind_panels(nb::module_& m) {
       .def(nb::init<Bytes, int64_t, int64_t, int, int64_t, bool, bool>(), "data"_a, "N"_a, "K"_a,
            "bits"_a, "group"_a, "symmetric"_a, "bf16_scales"_a)
       .def("fill", &Panels::fill, "first"_a, "words"_a, "scales"_a.none() = nb::none(),
-           "zeros"_a.none() = nb::none());
+           "zeros"_a.none() = nb::none())
+      .def("touch", &Panels::touch, "gated"_a);
   m.def("panel_bytes",
         [](int64_t N, int64_t K, int bits, int64_t group, bool symmetric, bool bf16_scales) {
           return PanelShape{N, K, bits, group, symmetric, bf16_scales}.total_bytes();

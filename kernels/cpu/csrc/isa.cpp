@@ -12,18 +12,54 @@
 #ifndef HWCAP2_I8MM
 #define HWCAP2_I8MM (1 << 13)
 #endif
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(SOROQ_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace soroq {
 
 extern const Kernels kGeneric;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvxVnni, kAvx512;
+extern const Kernels kAvx2, kAvxVnni, kAvx512, kAmx, kAmxModel;
 #elif defined(__aarch64__)
 extern const Kernels kNeon, kNeonI8mm;
 #endif
 
 namespace {
+
+#if defined(SOROQ_AMX)
+
+enum class Tiles { absent, refused, usable };
+
+Tiles ask_for_tiles() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  // Leaf 7: EDX bit 24 is AMX-TILE, 25 AMX-INT8; leaf 1: ECX bit 27, that XGETBV may be asked.
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return Tiles::absent;
+  if ((edx >> 24 & 3) != 3) return Tiles::absent;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1)) return Tiles::refused;
+  asm volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  if ((eax >> 17 & 3) != 3) return Tiles::refused;  // XCR0: tiles and their shapes are saved
+  // Linux gives a process the room for tiles when it asks: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA.
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? Tiles::usable : Tiles::refused;
+}
+
+// Asked once: the permission is the process's, and its children's.
+Tiles tiles() {
+  static const Tiles answer = ask_for_tiles();
+  return answer;
+}
+
+bool are_tiles_refused() { return tiles() == Tiles::refused; }
+
+#else
+
+bool are_tiles_refused() { return false; }
+
+#endif
 
 // Asked through the compiler's own probe, which looks at CPUID and at what the system saves.
 std::vector<const Kernels*> usable() {
@@ -36,14 +72,27 @@ std::vector<const Kernels*> usable() {
                       __builtin_cpu_supports("avx512vnni");
   unsigned eax = 7, ebx = 0, ecx = 1, edx = 0;  // leaf 7, subleaf 1: EAX bit 4 is AVX-VNNI
   asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+#if defined(SOROQ_AMX)
+  if (avx512 && tiles() == Tiles::usable) all.push_back(&kAmx);
+#endif
   if (avx512) all.push_back(&kAvx512);
   if (avx2 && (eax >> 4 & 1)) all.push_back(&kAvxVnni);
   if (avx2) all.push_back(&kAvx2);
+#if defined(SOROQ_TEST_AMX_MODEL)
+  if (avx512) all.push_back(&kAmxModel);
+#endif
 #elif defined(__aarch64__)
 #if defined(__linux__)
   if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) all.push_back(&kNeonI8mm);
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) all.push_back(&kNeon);
 #else
+#if defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  if (sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has) {
+    all.push_back(&kNeonI8mm);
+  }
+#endif
   all.push_back(&kNeon);  // every Apple chip that runs 64-bit macOS has it
 #endif
 #endif
@@ -72,6 +121,7 @@ void choose_first() {
   } else {
     found = usable().front();
     reason = "the best this processor has";
+    if (are_tiles_refused()) reason = "the system refuses AMX, the best of the rest";
     if (wish) reason += std::string("; SOROQ_CPU_ISA names ") + wish + ", which can't run here";
   }
   chosen.store(found);

@@ -8,14 +8,25 @@
 
 namespace soroq {
 
-// Activations rounded to integers per token and chunk: x[m][k] ~ value * scale, the value in one
-// plane of int8 (up to 127), or in two (up to 127 * 128 + 64): value = 128 * first + second.
-// codes (n_chunks, M, planes, chunk), scales and sums (n_chunks, M); sums are those of the values.
-// A chunk with a value that is not finite has the scale NaN.
+// Activations rounded to integers per token and chunk: x[m][k] ~ value * scale. Two planes: values up
+// to 127 * 128 + 64, value = 128 * first + second. One plane: values up to 127, but for those of up to
+// two quads (four columns, what a dot product takes), whose value is the plane's + 128 * the apart's:
+// without them, one value far off would leave few steps for all others of its chunk.
+//
+// codes (n_chunks, M, planes, chunk); scales, sums (of the values) and apart (n_chunks, M), apart only
+// with one plane. A chunk with a value that is not finite has the scale NaN.
+constexpr int kApart = 2;
+
+struct Apart {
+  int32_t quad[kApart];   // column / 4
+  int32_t codes[kApart];  // four of int8; 0: there is none
+};
+
 struct RoundedX {
   int8_t* codes;
   float* scales;
   int32_t* sums;
+  Apart* apart;
   int64_t M;
   int planes;
 };

@@ -13,6 +13,8 @@
 //   V::bytes(p), V::halves(p)  L unsigned integers of 8 or 16 bits as lanes
 //   V::store_bytes(p, v) the lowest 8 bits of each lane
 //   V::sum(v)            of all lanes of a float vector
+//   V::quad_max(v)       in each lane, the greatest of the four lanes that share 16 bytes with it
+//   V::bits(v)           a bit for each lane, from masks of all ones or zeros
 //
 // Nothing here may be an inline function of the standard library: the linker keeps one copy of such
 // a function, perhaps the one made for a processor that this one isn't.
@@ -90,61 +92,7 @@ inline vf exp_of(vf x) {
   return none ? vf{} : y;
 }
 
-// Writes at most L whole numbers as bytes.
-inline void put_bytes(int8_t* to, int64_t room, vf values) {
-  const vi whole = __builtin_convertvector(values, vi);
-  if (room >= L) {
-    V::store_bytes(to, whole);
-  } else {
-    for (int i = 0; i < room; ++i) to[i] = static_cast<int8_t>(whole[i]);
-  }
-}
-
-void round_row(const PanelShape& s, const float* x, int64_t m, const RoundedX& out) {
-  const int64_t chunk = s.chunk();
-  for (int64_t c = 0; c < s.n_chunks(); ++c) {
-    const int64_t length = s.chunk_length(c);
-    float padded[kMaxChunk + 16];
-    const float* from = x + s.chunk_start(c);
-    if (length % L) {
-      for (int64_t k = 0; k < length; ++k) padded[k] = from[k];
-      for (int64_t k = length; k % L; ++k) padded[k] = 0;
-      from = padded;
-    }
-    vf most = {}, poison = {};
-    for (int64_t k = 0; k < length; k += L) {
-      const vf v = load<vf>(from + k);
-      most = max_of(most, max_of(v, -v));
-      poison += v * 0.0f;  // NaN if a value isn't finite
-    }
-    const float bad = sum_of(poison);
-    const float top = max_of(most);
-    const bool usable = top > 1e-30f && bad == 0.0f;
-    const float most_value = out.planes == 2 ? 127.0f * 128.0f : 127.0f;
-    const vf inverse = splat(usable ? most_value / top : 0.0f);
-    int8_t* codes = out.codes + (c * out.M + m) * out.planes * chunk;
-    const vf magic = splat(12582912.0f);
-    vf sum = {};
-    int64_t k = 0;
-    for (; k < length; k += L) {
-      vf value = {};
-      if (usable) value = (load<vf>(from + k) * inverse + magic) - magic;
-      sum += value;
-      vf first = value;
-      if (out.planes == 2) {
-        first = (value * 0.0078125f + magic) - magic;
-        put_bytes(codes + chunk + k, chunk - k, value - first * 128.0f);
-      }
-      put_bytes(codes + k, chunk - k, first);
-    }
-    for (; k < chunk; ++k) {
-      codes[k] = 0;
-      if (out.planes == 2) codes[chunk + k] = 0;
-    }
-    out.scales[c * out.M + m] = (usable ? top / most_value : 0.0f) + bad;
-    out.sums[c * out.M + m] = static_cast<int32_t>(sum_of(sum));
-  }
-}
+#include "kernels_round.h"
 
 // Bytes 4r + j, j = 0..3: columns k..k+3 of row r. `full`: codes of 8 bits.
 template <bool full>
@@ -183,12 +131,50 @@ inline void begin_sums(const PanelView& w, const int32_t* sums, vi (&acc)[MB][NT
   }
 }
 
+// Where a chunk's codes are read again: packed in the chunk, or of a byte each.
+enum Codes { packed_int4, bytes_int4, bytes_int8 };
+
+// Four codes of the rows of vectors from `from` on; shift: 4 for the upper halves of packed ones.
+template <Codes kind>
+inline vi quad_codes(const uint8_t* from, int shift) {
+  if (kind == packed_int4) return reinterpret_cast<vi>(load<vu>(from) >> shift) & 0x0F0F0F0F;
+  return kind == bytes_int8 ? signed_codes(load<vi>(from)) : load<vi>(from);
+}
+
+// Adds what a token's quads apart make to the sums of NT vectors of rows from v0 on.
+template <int NT, Codes kind>
+inline void add_apart(const uint8_t* codes, const Apart& apart, int v0, vi* sums) {
+  const uint8_t* from[kApart];
+  int shift[kApart];
+  vi x[kApart];
+  for (int i = 0; i < kApart; ++i) {
+    const int64_t quad = apart.quad[i];
+    from[i] = codes + (kind == packed_int4 ? quad / 2 : quad) * 4 * kPanel + v0 * L * 4;
+    shift[i] = static_cast<int>(quad % 2 * 4);
+    x[i] = splat_i(apart.codes[i]);
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < NT; ++v) {
+    const vi w0 = quad_codes<kind>(from[0] + v * L * 4, shift[0]);
+    const vi w1 = quad_codes<kind>(from[1] + v * L * 4, shift[1]);
+    vi sum = {};
+    if (kind == bytes_int8) {
+      sum = V::dot_full(V::dot_full(sum, w0, x[0]), w1, x[1]);
+    } else {
+      sum = V::dot_two(sum, w0, x[0], w1, x[1]);
+    }
+    sums[v] += sum << 7;
+  }
+}
+
 // Adds the scaled sums of one block to y (MB / planes, 64), from vector v0 of its rows on; `scales`
 // and `sums`: the tokens'.
 template <int MB, int NT, int planes, bool symmetric>
 inline void add_scaled(const PanelView& w, const uint8_t* chunk, const float* scales,
                        const int32_t* sums, const vi (&acc)[MB][NT], int v0, float* y) {
   const float shift = w.bits == 8 ? kShift8 : 0.0f;
+  float each[MB / planes];
+  for (int m = 0; m < MB / planes; ++m) each[m] = scales[m];
 #pragma GCC unroll 16
   for (int v = 0; v < NT; ++v) {
     const vf scale = scales_of(w, chunk, v0 + v);
@@ -200,14 +186,19 @@ inline void add_scaled(const PanelView& w, const uint8_t* chunk, const float* sc
       if (planes == 2) whole = (whole << 7) + acc[m * planes + 1][v];
       vf product = to_float(whole);
       if (!symmetric) product -= zero * static_cast<float>(sums[m]);
-      store(to, load<vf>(to) + product * (scale * scales[m]));
+      store(to, load<vf>(to) + product * (scale * each[m]));
     }
   }
 }
 
-template <int MB, int NT, int planes>
-inline void finish_block(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int64_t at,
-                         const vi (&acc)[MB][NT], int v0, float* y) {
+// What is done with a block's sums: codes are what `kind` says, the tokens' begin at `at`.
+template <int MB, int NT, int planes, Codes kind>
+inline void finish_block(const PanelView& w, const uint8_t* chunk, const uint8_t* codes,
+                         const RoundedX& x, int64_t at, vi (&acc)[MB][NT], int v0, float* y) {
+  if (planes == 1) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MB; ++m) add_apart<NT, kind>(codes, x.apart[at + m], v0, acc[m]);
+  }
   if (w.symmetric) {
     add_scaled<MB, NT, planes, true>(w, chunk, x.scales + at, x.sums + at, acc, v0, y);
   } else {
@@ -252,7 +243,7 @@ void block_int4(const PanelView& w, const uint8_t* chunk, const RoundedX& x, int
 #pragma GCC unroll 16
       for (int v = 0; v < NT; ++v) low[i][v] += high[i][v];
     }
-    finish_block<MB, NT, planes>(w, chunk, x, at, low, v0, y);
+    finish_block<MB, NT, planes, packed_int4>(w, chunk, chunk, x, at, low, v0, y);
   }
 }
 
@@ -283,7 +274,7 @@ void block_bytes(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
           for (int v = 0; v < NT; ++v) acc[i][v] = V::dot_two(acc[i][v], w0[v], x0, w1[v], x1);
         }
       }
-      finish_block<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
+      finish_block<MB, NT, planes, full ? bytes_int8 : bytes_int4>(w, chunk, bytes, x, at, acc, v0, y);
       continue;
     }
     for (int64_t k = 0; k < columns; k += 4, from += 4 * kPanel) {
@@ -301,7 +292,7 @@ void block_bytes(const PanelView& w, const uint8_t* chunk, const uint8_t* bytes,
         for (int v = 0; v < NT; ++v) acc[i][v] = multiply<full>(acc[i][v], rows[v], q);
       }
     }
-    finish_block<MB, NT, planes>(w, chunk, x, at, acc, v0, y);
+    finish_block<MB, NT, planes, full ? bytes_int8 : bytes_int4>(w, chunk, bytes, x, at, acc, v0, y);
   }
 }
 

@@ -53,7 +53,8 @@ void* Arena::get(int64_t bytes) {
 
 int64_t rounded_bytes(const PanelShape& s, int64_t M, Precision precision) {
   const int64_t codes = s.n_chunks() * s.chunk() * M * planes_of(precision);
-  return aligned(codes) + 2 * aligned(s.n_chunks() * M * 4);
+  const int64_t each = s.n_chunks() * M, apart = precision == Precision::int8 ? sizeof(Apart) : 0;
+  return aligned(codes) + 2 * aligned(each * 4) + aligned(each * apart);
 }
 
 RoundedX rounded_in(const PanelShape& s, int64_t M, Precision precision, void* memory) {
@@ -66,6 +67,8 @@ RoundedX rounded_in(const PanelShape& s, int64_t M, Precision precision, void* m
   x.scales = reinterpret_cast<float*>(at);
   at += aligned(s.n_chunks() * M * 4);
   x.sums = reinterpret_cast<int32_t*>(at);
+  at += aligned(s.n_chunks() * M * 4);
+  x.apart = x.planes == 1 ? reinterpret_cast<Apart*>(at) : nullptr;
   return x;
 }
 
@@ -100,6 +103,15 @@ void multiply(const Member& me, const PanelWeight& w, Precision precision, const
     k.gated(tile, up, f.gate == Finish::gelu, (m1 - m0) * kPanel, tile);
     store_tile(tile, column, m0, m1, f.gated_rows, f);
   }
+}
+
+void touch_panels(const Member& me, const PanelShape& s, bool gated, uint8_t* data) {
+  constexpr int64_t page = 4096;  // the smallest that there is
+  const int64_t step = gated ? 2 : 1, columns = s.n_panels() / step;
+  const int64_t begin = me.begin(columns) * step * s.panel_bytes();
+  const int64_t end = me.end(columns) * step * s.panel_bytes();
+  for (int64_t at = begin; at < end; at += page) data[at] = 0;
+  if (begin < end) data[end - 1] = 0;
 }
 
 void matmul(const PanelWeight& w, Precision precision, const float* x, int64_t ldx, int64_t M,

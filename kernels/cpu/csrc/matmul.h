@@ -49,6 +49,11 @@ struct Finish {
 void multiply(const Member& me, const PanelWeight& w, Precision precision, const RoundedX& rounded,
               const float* x, int64_t ldx, int64_t M, const Finish& finish);
 
+// Writes zeros here and there to the panels that this member reads in `multiply` (of up to kTaskRows
+// tokens), before anything else is written: a machine with several memories then takes their pages from
+// the one beside the processor where the member runs. gated: panels go in pairs.
+void touch_panels(const Member& me, const PanelShape& shape, bool gated, uint8_t* data);
+
 // The whole product with a team of its own.
 void matmul(const PanelWeight& w, Precision precision, const float* x, int64_t ldx, int64_t M,
             const Finish& finish);

@@ -41,8 +41,10 @@ void spin_until(const Done& done) {
 }
 
 int processors() {
-  cpu_set_t set;
+#if defined(__linux__)
+  cpu_set_t set;  // those this process may use, as taskset or a container says
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
   const unsigned n = std::thread::hardware_concurrency();
   return n > 0 ? static_cast<int>(n) : 1;
 }

@@ -48,6 +48,14 @@ struct V {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  static inline vf quad_max(vf v) {
+    const __m256 all = reinterpret_cast<__m256>(v);
+    const __m256 two = _mm256_max_ps(all, _mm256_permute_ps(all, 0xB1));
+    return reinterpret_cast<vf>(_mm256_max_ps(two, _mm256_permute_ps(two, 0x4E)));
+  }
+  static inline uint32_t bits(vi v) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(v)));
+  }
 };
 
 #include "kernels_impl.h"

@@ -38,6 +38,12 @@ struct V {
   }
   typedef float vf __attribute__((vector_size(16)));
   static float sum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  static vf quad_max(vf v) {
+    float most = v[0];
+    for (int i = 1; i < 4; ++i) most = v[i] > most ? v[i] : most;
+    return vf{} + most;
+  }
+  static uint32_t bits(vi v) { return (v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8); }
 };
 
 #include "kernels_impl.h"

@@ -37,6 +37,12 @@ struct V {
   }
   typedef float vf __attribute__((vector_size(16)));
   static inline float sum(vf v) { return vaddvq_f32(reinterpret_cast<float32x4_t>(v)); }
+  static inline vf quad_max(vf v) {
+    return vf{} + vmaxvq_f32(reinterpret_cast<float32x4_t>(v));
+  }
+  static inline uint32_t bits(vi v) {
+    return (v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8);
+  }
 };
 
 #include "kernels_impl.h"

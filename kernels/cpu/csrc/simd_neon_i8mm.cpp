@@ -1,5 +1,6 @@
 // 64-bit Arm with the 8-bit matrix instructions (Cortex-A510, Neoverse V1, Apple M2 and newer): the
-// dot product takes weights without a sign, as they are stored.
+// dot product takes weights without a sign, as they are stored; many tokens go through products of
+// (2 rows, 8 columns) with (8 columns, 2 tokens), twice the work of a dot product in one instruction.
 #include <arm_neon.h>
 
 #include "kernels.h"
@@ -38,12 +39,37 @@ struct V {
   }
   typedef float vf __attribute__((vector_size(16)));
   static inline float sum(vf v) { return vaddvq_f32(reinterpret_cast<float32x4_t>(v)); }
+  static inline vf quad_max(vf v) {
+    return vf{} + vmaxvq_f32(reinterpret_cast<float32x4_t>(v));
+  }
+  static inline uint32_t bits(vi v) {
+    return (v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8);
+  }
 };
 
 #include "kernels_impl.h"
+#include "kernels_pairs.h"
+
+// With fewer rows of codes, dot products straight from the panel need fewer instructions.
+constexpr int64_t kDirectPairs = 4;
+
+void panel_any(const PanelWeight& w, int64_t p, const RoundedX& x, int64_t m0, int64_t m1, float* y,
+               void* scratch) {
+  if ((m1 - m0) * x.planes > kDirectPairs) {
+    panel_pairs(w, p, x, m0, m1, y, scratch);
+  } else {
+    panel_rounded(w, p, x, m0, m1, y, scratch);
+  }
+}
+
+constexpr Kernels table() {
+  Kernels all = kTable;
+  all.panel_rounded = panel_any;
+  return all;
+}
 
 }  // namespace neon_i8mm
 
-extern const Kernels kNeonI8mm = neon_i8mm::kTable;
+extern const Kernels kNeonI8mm = neon_i8mm::table();
 
 }  // namespace soroq

@@ -27,3 +27,5 @@ def test_arm_agrees_with_plain_loops(
         lines = run(EMULATOR, "-cpu", processor, program, "--quick").splitlines()
         assert lines[0].strip() == isas
         assert lines[-1].endswith(" 0 failed")
+    (compiled,) = program.parent.rglob("simd_neon_i8mm.cpp.o")
+    assert "\tusmmla\t" in run("aarch64-linux-gnu-objdump", "-d", compiled)

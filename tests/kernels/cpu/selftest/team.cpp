@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -71,6 +72,39 @@ void check_parts(Report& report) {
     }
   }
   report.check(ok, "parts of a member");
+}
+
+// The memory of a panel is touched by the member that reads it in a product, and by no other.
+void check_touch(Report& report, Random& random, bool gated) {
+  constexpr int64_t page = 4096;
+  const Weight weight(PanelShape{14 * kPanel, 100, 16, 100, true, true}, random);
+  const PanelWeight& w = weight.w;
+  const std::vector<float> x = random.reals(w.K);
+  const int64_t N = gated ? w.N / 2 : w.N, panels = gated ? 2 : 1;
+  bool ok = true;
+  for (const int count : kThreads) {
+    for (int i = 0; i < count; ++i) {
+      const Member me(i, count);
+      std::vector<float> y(N, kNaN);
+      Finish finish{y.data(), N};
+      if (gated) finish.gate = Finish::silu;
+      finish.gated_rows = N;
+      multiply(me, w, Precision::exact, {}, x.data(), w.K, 1, finish);
+      std::vector<uint8_t> data(w.total_bytes(), 0xFF);
+      touch_panels(me, w, gated, data.data());
+      for (int64_t at = 0; at < w.total_bytes(); at += page) {
+        const int64_t end = std::min(at + page, w.total_bytes());
+        const auto reader = [&](int64_t byte) {
+          return !std::isnan(y[byte / w.panel_bytes() / panels * kPanel]);
+        };
+        const bool touched = std::count(&data[at], data.data() + end, 0) > 0;
+        if (reader(at) == reader(end - 1)) ok = ok && touched == reader(at);
+      }
+      ok = ok && std::all_of(data.begin(), data.end(), [](uint8_t b) { return b == 0 || b == 0xFF; });
+    }
+  }
+  report.check(ok, gated ? "pairs of panels are touched by their readers"
+                         : "panels are touched by their readers");
 }
 
 void check_callers(Report& report, const Weight& weight, const std::vector<float>& x,
@@ -250,6 +284,8 @@ void test_pool(Report& report, bool quick) {
     check_barriers(report, threads, quick ? 20 : 300 / threads);
   }
   Random random(99);
+  check_touch(report, random, false);
+  check_touch(report, random, true);
   const Weight weight(PanelShape{520, 200, 4, 64, false, true}, random);
   const std::vector<float> x = random.reals(300 * 200);
   for (const std::string& isa : isas()) {

@@ -1,0 +1,2 @@
+#define SOROQ_AMX_MODEL
+#include "simd_amx.cpp"
