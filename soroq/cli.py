@@ -353,6 +353,36 @@ def bench_cpu(
     raise typer.Exit(run_bench_cpu(arguments))
 
 
+@bench_app.command("onnx")
+def bench_onnx(
+    onnx: Annotated[list[Path] | None, typer.Option(help="A folder of `soroq export`.")] = None,
+    soroq: Annotated[list[Path] | None, typer.Option(help="A checkpoint, for C++.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="name=FILE, for perplexity.")] = None,
+    peers: Annotated[
+        str, typer.Option(help="By commas; default: all. none, llama.cpp, genai, openvino, …")
+    ] = "",
+    threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
+    windows: Annotated[int, typer.Option(help="At most so many windows a text.", min=1)] = 4,
+    repeats: Annotated[int, typer.Option(help="Turns of the race.", min=1)] = 7,
+    alone: Annotated[int, typer.Option(help="Fresh processes a contender.", min=0)] = 5,
+    work: Annotated[Path | None, typer.Option(help="Where peers' files are kept.")] = None,
+    record: Annotated[bool, typer.Option(help="Append to bench/records.")] = True,
+    table: Annotated[bool, typer.Option("--table", help="The last run, as Markdown.")] = False,
+) -> None:
+    """Race exported folders against others who run the demo model: speed, memory, perplexity."""
+    from soroq.commands.kernels import run_bench_onnx
+
+    arguments = ["--threads", threads, "--windows", str(windows)]
+    arguments += ["--repeats", str(repeats), "--alone", str(alone)]
+    given: dict[str, list[Any]] = {"--onnx": onnx or [], "--soroq": soroq or []}
+    given |= {"--text": text or [], "--peers": [peers] if peers else []}
+    given["--work"] = [work] if work else []
+    for flag, values in given.items():
+        arguments += [part for value in values for part in (flag, str(value))]
+    arguments += ["--no-record"] * (not record) + ["--table"] * table
+    raise typer.Exit(run_bench_onnx(arguments))
+
+
 @app.command()
 def tune(
     model: Source,

@@ -16,11 +16,12 @@ from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from soroq.bench.kernels.ggml import Ggml
 
 FTYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q4_0_R8": 202}  # enum llama_ftype; R8: ik_llama.cpp
+Array = np.ndarray[Any, Any]
 _ROOM = 512  # bytes; the longest structure, llama_context_params, has about 200
 
 
@@ -61,12 +62,16 @@ class Llama:
         function.restype, function.argtypes = result, [kind for kind, _ in arguments]
         return function(*(value for _, value in arguments))
 
-    def quantize(self, source: Path, out: Path, ftype: int, embedding: int) -> None:
-        """Quantize a float GGUF; `embedding`: the ggml type of the tied embedding and head."""
+    def quantize(self, source: Path, out: Path, ftype: int, embedding: int | None) -> None:
+        """Quantize a float GGUF; `embedding`: the ggml type of the tied embedding and head.
+
+        None: what llama.cpp itself would take.
+        """
         params = self.call("llama_model_quantize_default_params", _Opaque)
         params.bytes[0] = self.threads
         params.bytes[1] = ftype
-        params.bytes[2] = params.bytes[3] = embedding  # output tensor, token embedding
+        if embedding is not None:
+            params.bytes[2] = params.bytes[3] = embedding  # output tensor, token embedding
         paths = ((c_char_p, str(source).encode()), (c_char_p, str(out).encode()))
         status = self.call(
             "llama_model_quantize", c_uint32, *paths, (c_void_p, ctypes.addressof(params))
@@ -110,6 +115,10 @@ class LlamaModel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory back."""
         self._ask("llama_free", None)
         free = "llama_model_free" if hasattr(self._llama.library, "llama_model_free") else ""
         self._llama.call(free or "llama_free_model", None, (c_void_p, self._model))
@@ -123,7 +132,7 @@ class LlamaModel:
         else:
             self._ask("llama_kv_cache_clear", None)
 
-    def evaluate(self, ids: Sequence[int], *, every: bool = False) -> torch.Tensor:
+    def evaluate(self, ids: Sequence[int], *, every: bool = False) -> Array:
         """Go on with `ids`; return logits float32 (n, vocabulary) of the last or `every` token.
 
         The result is the library's own memory, valid until the next call.
@@ -148,7 +157,8 @@ class LlamaModel:
         )
         rows = n if every else 1
         address = ctypes.cast(first, POINTER(c_float * (rows * self.n_vocab)))
-        return torch.frombuffer(address.contents, dtype=torch.float32).view(rows, self.n_vocab)
+        found: Array = np.ctypeslib.as_array(address.contents)
+        return found.reshape(rows, self.n_vocab)
 
     def _ask(self, name: str, result: Any, *arguments: tuple[Any, Any]) -> Any:
         return self._llama.call(name, result, (c_void_p, self._context), *arguments)

@@ -1,4 +1,4 @@
-"""bench gpu, bench cpu and tune: measure this machine's kernels, keep what is fastest."""
+"""bench gpu, cpu, onnx and tune: measure this machine's kernels, keep what is fastest."""
 
 import os
 from collections.abc import Sequence
@@ -25,6 +25,14 @@ def run_bench_cpu(arguments: Sequence[str]) -> int:
     from soroq.bench.kernels import cpu
 
     return cpu.main(arguments)
+
+
+def run_bench_onnx(arguments: Sequence[str]) -> int:
+    """Run bench/peers/onnx_race.py; return the exit code."""
+    _require_compiled()
+    from soroq.bench.peers import onnx_race
+
+    return onnx_race.main(arguments)
 
 
 def parse_rows(text: str) -> list[int]:
