@@ -61,8 +61,8 @@ def test_players_say_what_transformers_says(
     found = torch.as_tensor(player.logits(IDS, stepwise=stepwise))
     with torch.inference_mode():
         want = load(folders["out"], precision=None)(torch.tensor([IDS])).logits[0]
-    # bfloat16 keys and values, activations in 15 bits: a twentieth of the logits' spread
-    torch.testing.assert_close(found, want, rtol=0, atol=0.05 * float(want.std()))
+    # bfloat16 keys and values, activations in 8 or 15 bits
+    assert float((found - want).norm() / want.norm()) < 0.05
     player.close()
 
 

@@ -8,9 +8,10 @@ namespace {
 
 Precision precision_of(const std::string& name) {
   if (name == "exact") return Precision::exact;
+  if (name == "int8-coarse") return Precision::int8_coarse;
   if (name == "int8") return Precision::int8;
   if (name == "int16") return Precision::int16;
-  throw std::invalid_argument("precision is exact, int8 or int16, not " + name);
+  throw std::invalid_argument("precision is exact, int8-coarse, int8 or int16, not " + name);
 }
 
 // A product's input as rows of K: how many, and the shape of the result with `columns`.
