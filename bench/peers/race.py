@@ -148,7 +148,7 @@ def levels(
     """Return perplexity and, against the original's logits, KL in nats and top-1 agreement."""
     found = {name: Level() for name in logits}
     for row in windows.ids.tolist():
-        truth = torch.as_tensor(original(row[:-1]))
+        truth = torch.as_tensor(original(row[:-1])).log_softmax(1)
         targets = torch.tensor(row[1:])
         for name, call in logits.items():
             said = torch.as_tensor(call(row[:-1]))
@@ -161,7 +161,8 @@ def levels(
 
 
 def _add(level: Level, truth: torch.Tensor, said: torch.Tensor, targets: torch.Tensor) -> None:
-    p, q = truth.float().log_softmax(1), said.float().log_softmax(1)
+    """Add rows: truth holds log-probabilities, said logits."""
+    p, q = truth, said.float().log_softmax(1)
     level.nats -= float(q.gather(1, targets[:, None]).double().sum())
     level.kl += float((p.exp() * (p - q)).sum(1).double().sum())
     level.same += int((truth.argmax(1) == said.argmax(1)).sum())

@@ -172,7 +172,7 @@ def test_table_leaves_out_what_was_not_measured() -> None:
     entry = {"kernel": "a", "threads": 2, "phase": "decode", "bytes": 2e6, "quality": {}}
     entry |= {"median": 10.04, "p20": 9.0, "p80": 11.0}
     line = table([entry], []).splitlines()[2]
-    assert line == "| a | 2 | 2 | – | – | 10.0 (9.0–11.0) | – | – | – |"
+    assert line == "| a | 2 | 2 | – | – | 10.0 (9.0–11.0) | – | – | – | – |"
 
 
 @pytest.mark.parametrize(
