@@ -357,7 +357,7 @@ class Kind:
 _TRANSFORMERS = ("torch", "transformers.models.gemma3.modeling_gemma3")
 PLAYERS: dict[str, Kind] = {
     "onnx": Kind(OnnxPlayer, ("numpy", "onnxruntime", "soroq.export.session"), "onnxruntime"),
-    "soroq": Kind(SoroqPlayer, (*_TRANSFORMERS, "soroq.decoder", "soroq._cpu")),
+    "soroq": Kind(SoroqPlayer, ("torch", "soroq.decoder", "soroq._cpu")),
     "llama.cpp": Kind(partial(LlamaPlayer, "llama.cpp"), ("numpy", "soroq.bench.peers.llama")),
     "ik_llama.cpp": Kind(
         partial(LlamaPlayer, "ik_llama.cpp"), ("numpy", "soroq.bench.peers.llama")
