@@ -105,7 +105,7 @@ def facts_of_modules(layout: DecoderLayout, context: int) -> DecoderFacts:
         embed_scale=float(getattr(model.model.embed_tokens, "embed_scale", 1.0)),
         attention_scale=float(blocks[0].self_attn.scaling),
         activation=name_activation(blocks[0].mlp.act_fn),
-        windows=tuple(_window(config, block.self_attn) for block in blocks),
+        windows=tuple(window_of(config, block.self_attn) for block in blocks),
         tables=tuple(tables),
         rotary=tuple(rotary),
         refused=refused,
@@ -121,7 +121,8 @@ def _refused(get: Any) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _window(config: Any, attention: Any) -> int:
+def window_of(config: Any, attention: Any) -> int:
+    """Return how many positions a transformers block's queries see, themselves included; 0: all."""
     window = getattr(attention, "sliding_window", None)
     if not hasattr(attention, "sliding_window") and config.model_type == "mistral":
         window = getattr(config, "sliding_window", None)

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "manifest": _MAIN_JOB,
     "pipeline": _MAIN_JOB | {"manifest"},
     "chat": {"core"},
-    "export": {"chat", "core", "kernels", "models", "nn", "io", "loading"},
+    "export": {"chat", "core", "decoder_facts", "kernels", "models", "nn", "io", "loading"},
     "train": {"core", "models", "calib"},
     "bench": _ALL_BELOW_BENCH | {"train"},
     "inspection": _MAIN_JOB | {"manifest", "export"},

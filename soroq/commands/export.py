@@ -148,9 +148,9 @@ def _lines() -> Any:
 
 def _boundary(model: Any) -> int:
     """Return how many tokens the model's sliding windows hold, 0 without one."""
-    from soroq.export.facts import window_of
+    from soroq.decoder_facts import window_of
 
-    windows = [window_of(model, layer.self_attn) for layer in model.model.layers]
+    windows = [window_of(model.config, layer.self_attn) for layer in model.model.layers]
     return min((window for window in windows if window), default=0)
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from onnx import TensorProto
 
-from soroq.export.facts import refuse_unknown, rotary_frequencies, window_of
+from soroq.decoder_facts import window_of
+from soroq.export.facts import refuse_unknown, rotary_frequencies
 from soroq.export.graph import MICROSOFT, GraphBuilder
 from soroq.export.linears import LinearWriter, StoredHead
 from soroq.export.tensors import ONNX_TYPES
@@ -210,7 +211,7 @@ class DecoderGraph:
             for part, value in (("q", q), ("k", k))
         )
         attributes: dict[str, Any] = {}
-        window = window_of(self._model, attention)
+        window = window_of(self._model.config, attention)
         if window:
             attributes["local_window_size"] = window
         past = [f"past_key_values.{index}.{part}" for part in ("key", "value")]

@@ -1,7 +1,5 @@
 """Facts of a decoder that graphs need, read off transformers' own modules."""
 
-from typing import Any
-
 import torch
 
 from soroq.core.errors import CheckpointError
@@ -11,14 +9,6 @@ from soroq.nn.panels import name_activation
 
 CHECKED_POSITIONS = 64  # where a block's own tables are compared with what a graph computes
 TABLE_TOLERANCE = 1e-5  # float32 cosines of equal angles, by two libraries
-
-
-def window_of(model: Any, attention: Any) -> int:
-    """Return how many positions a block sees, itself counted; 0 if all."""
-    window = getattr(attention, "sliding_window", None)
-    if not hasattr(attention, "sliding_window") and model.config.model_type == "mistral":
-        window = getattr(model.config, "sliding_window", None)
-    return int(window or 0)
 
 
 def rotary_frequencies(

@@ -8,15 +8,15 @@
 namespace soroq {
 namespace neon_i8mm {
 
-struct V {
+#include "vectors_neon.h"
+
+struct V : Lanes {
   static constexpr const char* kName = "neon_i8mm";
-  static constexpr int L = 4;
   static constexpr int kAccumulators = 16;
   static constexpr int kRows = 4;
   static constexpr int kDirect = 8;
   static constexpr bool kSignedDot = false;
   static constexpr bool kDotPairs = false;
-  typedef int32_t vi __attribute__((vector_size(16)));
 
   static inline vi dot(vi acc, vi w, vi x) {
     return reinterpret_cast<vi>(vusdotq_s32(reinterpret_cast<int32x4_t>(acc),
@@ -26,25 +26,6 @@ struct V {
   static inline vi dot_full(vi acc, vi w, vi x) { return dot(acc, w, x); }
   static inline vi dot_two(vi acc, vi w0, vi x0, vi w1, vi x1) {
     return dot(dot(acc, w0, x0), w1, x1);
-  }
-  typedef uint32_t vu __attribute__((vector_size(16)));
-  static inline vi bytes(const uint8_t* p) { return vi{p[0], p[1], p[2], p[3]}; }
-  static inline vu halves(const void* p) {
-    return reinterpret_cast<vu>(vmovl_u16(vld1_u16(static_cast<const uint16_t*>(p))));
-  }
-  static inline void store_bytes(int8_t* p, vi v) {
-    const int16x4_t words = vmovn_s32(reinterpret_cast<int32x4_t>(v));
-    const int8x8_t four = vmovn_s16(vcombine_s16(words, words));
-    __builtin_memcpy(p, &four, 4);
-  }
-  typedef float vf __attribute__((vector_size(16)));
-  static inline float sum(vf v) { return vaddvq_f32(reinterpret_cast<float32x4_t>(v)); }
-  static inline vf quad_max(vf v) {
-    return vf{} + vmaxvq_f32(reinterpret_cast<float32x4_t>(v));
-  }
-  static inline vf swap(vf v, int) { return v; }
-  static inline uint32_t bits(vi v) {
-    return (v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8);
   }
 };
 
