@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a gate failed, 2 bad input (one line says what to do), 3 a
 decide, 130 interrupted.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -341,7 +342,7 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; turn SoroqError into one line and exit code 2."""
+    """Run the command line; turn SoroqError, and a full disk, into one line and exit code 2."""
     from soroq.core.errors import SoroqError
 
     try:
@@ -351,3 +352,9 @@ def main() -> None:
             raise
         print(f"soroq: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if _STATE["debug"] or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"soroq: {place}{error.strerror}; free some space or choose another", file=sys.stderr)
+        sys.exit(2)

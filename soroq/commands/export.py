@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from soroq.export.target import ExportRequest
 
 WINDOWS = 2
-LONGEST = 1024  # tokens of a window for parity: longer sliding windows are not crossed
-SHORTEST = 96
+SHORTEST = 96  # tokens of a window for parity
 BEHIND = 32  # tokens behind the sliding window's boundary
+LONGEST = 4096 + BEHIND  # longer sliding windows are not crossed
 PARITY_LANGUAGE = "tg"
 
 
@@ -62,11 +62,14 @@ def check_parity(folder: Path, request: "ExportRequest", bisect: bool) -> dict[s
     import torch
 
     from soroq.export import parity
+    from soroq.export.target import read_export
     from soroq.loading import load
 
     model = load(request.source)
     boundary = _boundary(model)
     windows = parity_windows(request.source, boundary, int(model.config.vocab_size))
+    manifest = read_export(folder)
+    as_stored = manifest is None or not manifest.notes  # they tell what was rounded anew
     with torch.no_grad():
         report = parity.compare(
             folder,
@@ -75,19 +78,18 @@ def check_parity(folder: Path, request: "ExportRequest", bisect: bool) -> dict[s
             compute=request.compute,
             precision=request.precision,
             boundary=boundary,
+            as_stored=as_stored,
             say=say,
         )
         if bisect:
             ids = windows[0][: 2 * SHORTEST]
-            found = parity.bisect(
-                folder, model, ids, compute=request.compute, precision=request.precision
-            )
+            found = parity.bisect(folder, model, ids, compute=request.compute, as_stored=as_stored)
             report["block_errors"] = list(found.errors)
             for index, error in enumerate(found.errors):
                 say(f"block {index}: relative error {error:.2g}")
             report["first_diverging"] = None if found.first is None else f"layers.{found.first}"
             first = "no block diverges" if found.first is None else f"block {found.first} is first"
-            say(f"{first} (limit {report['limits']['block_error']:g})")
+            say(f"{first} (limit {found.limit:g})")
     return report
 
 

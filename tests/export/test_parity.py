@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 from soroq.cli import app
 from soroq.commands import export as command
-from soroq.core.errors import CheckpointError
+from soroq.core.errors import CheckpointError, KernelError
+from soroq.export.ort_library import find_library
 from soroq.export.parity import bisect, compare
 from soroq.export.session import EVERY, LAST
 from soroq.inspection import describe
 from soroq.loading import load
+from soroq.models.tiny import write_tiny_model
 
 Make = Callable[..., tuple[Path, Path]]
 
@@ -62,21 +64,55 @@ def test_an_export_passes(model_type: str, exported: Make) -> None:
     assert report["prefill"]["tokens"] == 120 and report["prefill"]["kl"] < 1e-7
     assert report["steps"]["tokens"] == 16 and report["batch"]["tokens"] == 8
     assert report["greedy"]["equal"] == report["greedy"]["tokens"] == 48
-    assert bisect(folder, load(source), WINDOWS[0], **EXACT).first is None
+    assert bisect(folder, load(source), WINDOWS[0], compute="float32").first is None
 
 
 def test_a_window_wider_by_one_fails(exported: Make) -> None:
     source, folder = exported()
     _damage(folder, _widen_windows)
     assert not _compare(source, folder)["passed"]
-    assert bisect(folder, load(source), WINDOWS[0], **EXACT).first == 0
+    assert bisect(folder, load(source), WINDOWS[0], compute="float32").first == 0
+
+
+@pytest.mark.parametrize("target", ["onnx-cpu", "onnx-soroq"])
+def test_rounded_activations_hide_no_wrong_graph(target: str, exported: Make) -> None:
+    if target == "onnx-soroq":
+        try:
+            find_library("skip this test")
+        except KernelError as error:
+            pytest.skip(str(error))
+    source, folder = exported(precision="int8", target=target)
+    rounded = {"compute": "float32", "precision": "int8", "boundary": WINDOW}
+    report = compare(folder, load(source), WINDOWS, say=lambda line: None, **rounded)
+    assert report["passed"]
+    assert report["graph"]["kl"] < 1e-7 < report["prefill"]["kl"]
+    _damage(folder, _widen_windows)
+    report = compare(folder, load(source), WINDOWS, say=lambda line: None, **rounded)
+    assert not report["passed"]
+    assert report["graph"]["kl"] > report["graph"]["limits"]["kl"]
+    assert not list(folder.rglob(".*"))  # nothing left of what was compared
+
+
+def test_float8_rounded_anew_has_no_close_graph(exported: Make, tmp_path: Path) -> None:
+    source, _ = exported(scheme="fp8-rtn")
+    out = tmp_path / "by-command"
+    done = CliRunner().invoke(app, ["export", str(source), "-o", str(out), "--bisect"])
+    assert done.exit_code == 0, done.output
+    assert "graph" not in json.loads((out / "soroq.json").read_text())["parity"]
+
+
+def test_a_window_of_2000_tokens_is_crossed(tmp_path: Path) -> None:
+    source = write_tiny_model(tmp_path / "base", sliding_window=2000)
+    windows = command.parity_windows(str(source), 2000, 260)
+    assert windows.shape == (2, 2032)
+    assert len(windows.unique()) > 20
 
 
 def test_bisect_names_the_first_block_that_differs(exported: Make) -> None:
     source, folder = exported()
     _damage(folder, _spoil_norm)
     assert not _compare(source, folder)["passed"]
-    found = bisect(folder, load(source), WINDOWS[0], **EXACT)
+    found = bisect(folder, load(source), WINDOWS[0], compute="float32")
     assert found.first == 1
     assert found.errors[0] < 1e-5 < found.errors[1]
     assert sorted(p.name for p in (folder / "onnx").glob(".*")) == []
