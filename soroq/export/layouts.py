@@ -15,12 +15,18 @@ DEFAULT_CONTEXT = 4096
 
 
 def write_layouts(
-    folder: Path, checkpoint: Checkpoint, config: dict[str, Any], head_dim: int, n_data: int
+    folder: Path,
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    head_dim: int,
+    n_data: int,
+    library: str = "",
 ) -> None:
     """Write tokenizer, licences and the configurations of all tools into `folder`.
 
-    config: the decoder's own; n_data: how many data files the graphs share. Raises CheckpointError
-    when there is no tokenizer.
+    config: the decoder's own; n_data: how many data files the graphs share; library: the operators
+    that the graphs need, by the name of a file which onnxruntime-genai loads from `folder` alone.
+    Raises CheckpointError when there is no tokenizer.
     """
     checkpoint.copy_side_files(folder)
     if not (folder / "tokenizer.json").is_file():
@@ -31,7 +37,10 @@ def write_layouts(
     _write(folder / "config.json", _hub_config(config, n_data))
     if not (folder / GENERATION).is_file():
         _write(folder / GENERATION, _generation(config))
-    _write(folder / "genai_config.json", _genai_config(folder, config, head_dim))
+    genai = _genai_config(folder, config, head_dim)
+    if library:
+        genai["model"]["decoder"]["session_options"]["custom_ops_library"] = library
+    _write(folder / "genai_config.json", genai)
 
 
 def end_tokens(folder: Path) -> list[int]:

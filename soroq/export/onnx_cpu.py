@@ -27,6 +27,7 @@ from soroq.export.decoder_graph import DecoderGraph
 from soroq.export.graph import IR_VERSION, MICROSOFT_OPSET, OPSET, GraphBuilder
 from soroq.export.layouts import write_layouts
 from soroq.export.linears import LinearWriter
+from soroq.export.ort_library import FILE, NAME
 from soroq.export.session import EVERY, FOLDER, LAST
 from soroq.export.target import (
     COMPUTE,
@@ -94,7 +95,9 @@ def export_folder(
     with _partial_folder(request.out) as folder:
         notes = write_graphs(folder / FOLDER, checkpoint, layout, request, linears, limit)
         n_data = len(list((folder / FOLDER).glob(f"{EVERY}_data*")))
-        write_layouts(folder, checkpoint, layout.text_config, layout.head_dim, n_data)
+        library = FILE if NAME in requires else ""
+        text_config, head_dim = layout.text_config, layout.head_dim
+        write_layouts(folder, checkpoint, text_config, head_dim, n_data, library)
         for note in notes:
             say(note)
         say(f"opset {OPSET}, com.microsoft {MICROSOFT_OPSET}, IR version {IR_VERSION}")

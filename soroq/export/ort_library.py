@@ -14,6 +14,7 @@ from typing import Any
 from soroq.core.errors import KernelError
 
 NAME = "libsoroq_ort"
+FILE = NAME + (".dylib" if sys.platform == "darwin" else ".so")
 VARIABLE = "SOROQ_ORT_LIBRARY"
 OPSET = 1  # version of the operators that this soroq's library has
 
@@ -23,16 +24,15 @@ def find_library(otherwise: str) -> Path:
 
     otherwise: what to do without it, for the KernelError where there is none.
     """
-    file = NAME + (".dylib" if sys.platform == "darwin" else ".so")
     named = os.environ.get(VARIABLE)
     if named:
         path = Path(named)
         if path.is_file():
             return path
-        raise KernelError(f"{VARIABLE}={named!r} is no file; name {file}, or {otherwise}")
+        raise KernelError(f"{VARIABLE}={named!r} is no file; name {FILE}, or {otherwise}")
     built = importlib.util.find_spec("soroq._cpu")
     if built is not None and built.origin is not None:
-        path = Path(built.origin).with_name(file)
+        path = Path(built.origin).with_name(FILE)
         if path.is_file():
             return path
     raise KernelError(
