@@ -32,6 +32,7 @@ _FLOATS = ("float32", *_HALVES)
 _ANYTHING = "soroq.kernels.reference:can_run"
 _PACKED = "soroq.kernels.reference.packed"
 _CAN_USE_PANELS = "soroq.kernels.cpu.panels:can_use_panels"
+_CAN_USE_FLOAT8 = "soroq.kernels.triton.support:can_use_float8"
 _CAN_USE_TILES = "soroq.kernels.triton.support:can_use_tiles"
 
 KERNELS: dict[str, Kernel] = {
@@ -102,16 +103,20 @@ KERNELS: dict[str, Kernel] = {
         *(
             Kernel(
                 op=op,
-                name=f"{op}_reference",
+                name=f"{op}_{kind}",
                 layout="float-quantized",
                 weight="float8_e4m3fn",
-                activations=_FLOATS,
-                device="any",
-                predicate=_ANYTHING,
-                priority=0,
-                function=f"soroq.kernels.reference.fp8:{op}",
+                activations=floats,
+                device=device,
+                predicate=predicate,
+                priority=priority,
+                function=f"{module}:{op}",
             )
             for op in ("matmul_w8_float", "matmul_fp8")
+            for kind, floats, device, predicate, priority, module in (
+                ("triton", _HALVES, "cuda", _CAN_USE_FLOAT8, 10, "soroq.kernels.triton.fp8_ops"),
+                ("reference", _FLOATS, "any", _ANYTHING, 0, "soroq.kernels.reference.fp8"),
+            )
         ),
     )
 }

@@ -3,6 +3,8 @@
 A contender is made for a shape, M and a device: `bytes` it must read, and a call over copies.
 """
 
+import ctypes
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,15 +43,13 @@ def random_tiles(
 
 
 def contenders(shape: Shape, M: int, device: torch.device) -> list[Contender]:
-    """Return everyone who can multiply x (M, K) by this shape here."""
+    """Return everyone who can multiply x (M, K) by this shape here, without gemlite."""
     found = [_ours(shape, M, device), _torch(shape, M, device)]
     found.append(reader(shape.int4_bytes, device))
     if device.type == "cuda":
-        found += [_int4pack(shape, M, device)] if shape.N % 64 == 0 else []
-        try:
-            found.append(_gemlite(shape, M, device))
-        except ImportError:
-            pass
+        found += [_int4pack(shape, M, device)] if shape.N % 64 == 0 and M <= 64 else []
+        found += [_marlin(shape, M, device)] if "SOROQ_MARLIN" in os.environ else []
+        found += [_unpacked(shape, M, device)] if M >= 256 else []
     return found
 
 
@@ -65,6 +65,50 @@ def _ours(shape: Shape, M: int, device: torch.device) -> Contender:
         return lambda i: ops.matmul_tiles(x, weights[i])
 
     return Contender("soroq int4", shape.int4_bytes, make)
+
+
+def _unpacked(shape: Shape, M: int, device: torch.device) -> Contender:
+    """W dequantized once, then cuBLAS: what a product of many rows must not be slower than."""
+
+    def make(copies: int) -> Call:
+        weights = [random_tiles(shape, device) for _ in range(copies)]
+        x = inputs(M, shape.K, device)
+        y = torch.empty(M, shape.N, dtype=BF16, device=device)
+        return lambda i: ops.multiply_unpacked(x, weights[i], y)
+
+    return Contender("dequantize, then cuBLAS", shape.int4_bytes, make)
+
+
+def _marlin(shape: Shape, M: int, device: torch.device) -> Contender:
+    """IST-DASLab/marlin in the library that SOROQ_MARLIN names (bench/peers/marlin_c.cu)."""
+    library = ctypes.CDLL(os.environ["SOROQ_MARLIN"])
+    sms = ops.device_facts(device)[1]
+    N, K = shape.N, shape.K
+
+    def make(copies: int) -> Call:
+        if N % 128 or K % 128:
+            raise ValueError("N and K must be multiples of 128")
+        size = (K // 16, N * 2)
+        weights = [
+            torch.randint(-(2**31), 2**31 - 1, size, dtype=torch.int32, device=device)
+            for _ in range(copies)
+        ]
+        scales = torch.rand(K // GROUP, N, device=device).mul_(0.01).half()
+        x = torch.randn(M, K, device=device).half()
+        y = torch.empty(M, N, dtype=torch.float16, device=device)
+        locks = torch.zeros(N // 128 * 16, dtype=torch.int32, device=device)
+
+        def call(i: int) -> None:
+            stream = torch.cuda.current_stream(device).cuda_stream
+            pointers = [t.data_ptr() for t in (x, weights[i], y, scales, locks)]
+            as_c = [ctypes.c_void_p(p) for p in (*pointers, stream)]
+            error = library.soroq_marlin(*as_c, M, N, K, GROUP, device.index or 0, sms)
+            if error:
+                raise RuntimeError(f"marlin: error {error}")
+
+        return call
+
+    return Contender("marlin float16", shape.int4_bytes, make)
 
 
 def _torch(shape: Shape, M: int, device: torch.device) -> Contender:
@@ -95,8 +139,11 @@ def _int4pack(shape: Shape, M: int, device: torch.device) -> Contender:
     return Contender("torch _weight_int4pack_mm", shape.int4_bytes, make)
 
 
-def _gemlite(shape: Shape, M: int, device: torch.device) -> Contender:
-    """Raises ImportError when gemlite isn't installed."""
+def gemlite_contender(shape: Shape, M: int, device: torch.device) -> Contender:
+    """gemlite, tuned by itself for a shape that it ships no configuration for: some 10 seconds.
+
+    Raises ImportError when it isn't installed.
+    """
     import gemlite
 
     def make(copies: int) -> Call:

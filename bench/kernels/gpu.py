@@ -10,7 +10,9 @@ interpreter.
 """
 
 import argparse
+import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +29,34 @@ import torch
 import triton
 
 from soroq.bench.kernels import contenders as who
+from soroq.bench.kernels import float8, step
 from soroq.bench.kernels.shapes import Shape, named
 from soroq.bench.kernels.timing import cold_copies, race
-from soroq.bench.kernels.tuning import BUCKET_M, tune
+from soroq.bench.kernels.tuning import BUCKET_M, compile_candidates, entries, tune
 from soroq.bench.kernels.verify import verify
 from soroq.io.writer import atomic_write
-from soroq.kernels.triton.config import file_name, key
+from soroq.kernels.triton.config import add_tuned, file_name
+from soroq.kernels.triton.ops import device_facts
 
-SWEEP_M = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
-TUNED = ("4b qkv", "4b o", "4b gate_up", "4b down", "4b head", "27b gate_up", "27b down")
+SWEEP_M = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TUNED = (
+    *("1b qkv", "1b gate_up", "1b down"),
+    *("4b qkv", "4b o", "4b gate_up", "4b down", "4b head"),
+    *("12b gate_up", "27b gate_up", "27b down"),
+    *("square 4096", "square 8192", "square 16384"),
+)
+FEW_ONLY = ("4b head",)  # a head multiplies the last token of each sequence
 SWEPT = (
-    *("1b gate_up", "4b qkv", "4b o", "4b gate_up", "4b down", "4b head"),
-    *("12b gate_up", "27b gate_up", "27b down", "square 8192", "square 16384"),
+    *("4b gate_up", "27b gate_up", "4b head", "4b qkv", "4b o", "4b down", "square 8192"),
+    *("square 16384", "1b gate_up", "12b gate_up", "27b down"),
+)
+GEMLITE = (
+    *(("4b gate_up", 1), ("square 16384", 1), ("4b o", 1), ("4b gate_up", 16), ("4b down", 1)),
+    *(("27b gate_up", 1), ("4b o", 16), ("square 16384", 16), ("27b gate_up", 16)),
 )
 TRIAL = Shape("trial", 128, 256)
 Entries = list[dict[str, Any]]
+ROUNDS = 12
 
 
 class Bench:
@@ -49,6 +65,7 @@ class Bench:
     def __init__(self, device: torch.device, seconds: float, trial: bool) -> None:
         self.device, self.trial = device, trial
         self.deadline = time.monotonic() + seconds
+        self.ahead: SpawnProcess | None = None  # compiles what tuning will launch
 
     def shapes(self, names: tuple[str, ...]) -> list[Shape]:
         return [TRIAL] if self.trial else named(*names)
@@ -77,48 +94,120 @@ def ceilings(bench: Bench) -> Entries:
 
 
 def sweep(bench: Bench) -> Entries:
-    """All contenders by shape and M, cold and hot."""
+    """All contenders by shape and M, cold."""
     found: Entries = []
     for shape in bench.shapes(SWEPT):
         for M in (1, 3) if bench.trial else SWEEP_M:
-            for cold in (True, False):
-                if bench.is_late():
-                    return found
-                found += _round(bench, shape, M, cold)
+            if bench.is_late():
+                return found
+            if M <= 16 or shape.name not in FEW_ONLY:
+                found += _round(bench, who.contenders(shape, M, bench.device), shape, M)
     return found
 
 
-def _round(bench: Bench, shape: Shape, M: int, cold: bool) -> Entries:
+def gemlite(bench: Bench) -> Entries:
+    """gemlite beside ours, where it is installed; most of the time it tunes itself."""
+    if importlib.util.find_spec("gemlite") is None or bench.trial:
+        return [{"skipped": "gemlite is not installed"}]
+    found: Entries = []
+    for name, M in GEMLITE:
+        if bench.is_late():
+            return found
+        shape = named(name)[0]
+        ours = who.contenders(shape, M, bench.device)[:3]
+        peer = who.gemlite_contender(shape, M, bench.device)
+        found += _round(bench, [*ours, peer], shape, M)
+    return found
+
+
+def floats(bench: Bench) -> Entries:
+    """float8 products, few rows and many, and what each way of summing loses."""
+    found: Entries = []
+    for shape in bench.shapes(float8.FEW):
+        for M in (1, 16):
+            found += _round(bench, float8.contenders(shape, M, bench.device), shape, M)
+    for name, M in float8.MANY:
+        shape = bench.shapes((name,))[0]
+        rows = 80 if bench.trial else M
+        found += _round(bench, float8.contenders(shape, rows, bench.device), shape, rows)
+        if bench.trial:
+            break
+    shape = bench.shapes(("square 4096",))[0]
+    rows = 70 if bench.trial else 512
+    found.append({"shape": shape.name, "M": rows} | float8.errors(shape, rows, bench.device))
+    return found
+
+
+def decode_step(bench: Bench) -> Entries:
+    """The products of one step of Gemma 3 4B, for one and eight sequences."""
+    found: Entries = []
+    model = step.TRIAL if bench.trial else step.GEMMA3_4B
+    for M in (1, 8):
+        makers = step.steps(model, M, bench.device)
+        racing = {name: (make(), 1) for name, make in makers.items()}
+        for name, timing in race(racing, bench.device).items():
+            found.append(
+                {
+                    "name": name,
+                    "model": model.name,
+                    "M": M,
+                    "microseconds": timing.median,
+                    "low": timing.low,
+                    "high": timing.high,
+                    "int4 bytes": model.int4_bytes,
+                }
+            )
+    return found
+
+
+def _round(bench: Bench, racers: list[who.Contender], shape: Shape, M: int) -> Entries:
     racing = {}
     failed: Entries = []
-    where = {"shape": shape.name, "N": shape.N, "K": shape.K, "M": M, "cold": cold}
-    for contender in who.contenders(shape, M, bench.device):
-        copies = cold_copies(contender.nbytes, bench.device) if cold else 1
+    where = {"shape": shape.name, "N": shape.N, "K": shape.K, "M": M}
+    for contender in racers:
+        copies = cold_copies(contender.nbytes, bench.device)
         try:
             call = contender.make(copies)
             call(0)
             racing[contender.name] = (contender, call, copies)
         except Exception as error:  # another library's, whatever it may be: it is said, not hidden
             failed.append({"name": contender.name, "error": str(error)[:300]} | where)
-    timed = race({n: (call, copies) for n, (_, call, copies) in racing.items()}, bench.device)
+    calls = {n: (call, copies) for n, (_, call, copies) in racing.items()}
+    timed = race(calls, bench.device, ROUNDS)
     found = [_entry(racing[name][0], timing, **where) for name, timing in timed.items()]
     racing.clear()
+    calls.clear()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
     return found + failed
 
 
 def tuning(bench: Bench) -> Entries:
-    """The fastest configurations, beside what the rule would have taken."""
+    """The fastest launches, which the parts behind this one then use."""
+    work = _tuning_work(bench)
+    if bench.ahead is not None:
+        bench.ahead.join()
     found: Entries = []
-    for shape in bench.shapes(TUNED):
-        for M in (1,) if bench.trial else BUCKET_M:
-            if bench.is_late():
-                return found
-            config, microseconds = tune(shape, M, bench.device, listen=_say)
-            name = key(M, shape.N, shape.K, who.GROUP, 4)
-            found.append({"key": name, "config": asdict(config), "microseconds": microseconds})
+    for shape, M in work:
+        if bench.is_late():
+            return found
+        tuned = tune(shape, M, bench.device, listen=_say)
+        kept = entries(shape, M, 4, who.GROUP, tuned)
+        if not bench.trial:
+            add_tuned(device_facts(bench.device)[0], kept)
+        times = {"triton_us": tuned.triton_us, "cuda_us": tuned.cuda_us}
+        where = {"shape": shape.name, "N": shape.N, "K": shape.K, "M": M}
+        found.append(where | times | {"configs": {k: asdict(c) for k, c in kept.items()}})
     return found
+
+
+def _tuning_work(bench: Bench) -> list[tuple[Shape, int]]:
+    return [
+        (shape, M)
+        for shape in bench.shapes(TUNED)
+        for M in ((1,) if bench.trial else BUCKET_M)
+        if M <= 16 or shape.name not in FEW_ONLY
+    ]
 
 
 def sanitizer(bench: Bench) -> Entries:
@@ -148,8 +237,11 @@ def profile(bench: Bench) -> Entries:
 PARTS: dict[str, Callable[[Bench], Entries]] = {
     "check": check,
     "ceilings": ceilings,
-    "sweep": sweep,
     "tuning": tuning,
+    "sweep": sweep,
+    "float8": floats,
+    "step": decode_step,
+    "gemlite": gemlite,
     "sanitizer": sanitizer,
     "profile": profile,
 }
@@ -158,28 +250,39 @@ PARTS: dict[str, Callable[[Bench], Entries]] = {
 def run_parts(parts: list[str], out: Path, bench: Bench) -> dict[str, Entries]:
     """Run what isn't there yet; return all entries by part."""
     out.mkdir(parents=True, exist_ok=True)
+    if "tuning" in parts and not (out / "tuning.json").is_file() and not bench.trial:
+        os.environ["SOROQ_CACHE"] = str(out / "cache")  # what is tuned here stays in OUT
+        sms = device_facts(bench.device)[1]
+        bench.ahead = multiprocessing.get_context("spawn").Process(
+            target=compile_candidates, args=(_tuning_work(bench), sms)
+        )
+        bench.ahead.start()
     results = {}
     for part in parts:
         path = out / f"{part}.json"
         if not path.is_file():
             _say(f"{part} …")
             begin = time.monotonic()
-            entries = PARTS[part](bench)
-            document = {"part": part, "seconds": time.monotonic() - begin, "entries": entries}
+            found = PARTS[part](bench)
+            document = {"part": part, "seconds": time.monotonic() - begin, "entries": found}
             text = json.dumps(facts(bench.device) | document, indent=1, default=str)
             atomic_write(path, text.encode())
         results[part] = json.loads(path.read_text())["entries"]
         _say(f"{part}: {len(results[part])} entries in {path}")
     if results.get("tuning") and not bench.trial:
-        configs = out / file_name(facts(bench.device)["device"])
-        kept = {entry["key"]: entry["config"] for entry in results["tuning"]}
-        atomic_write(configs, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+        name = device_facts(bench.device)[0]
+        kept = {k: c for entry in results["tuning"] for k, c in entry["configs"].items()}
+        text = json.dumps(kept, indent=1, sort_keys=True) + "\n"
+        atomic_write(out / file_name(name), text.encode())
     return results
 
 
 def facts(device: torch.device) -> dict[str, Any]:
     """Return what it takes to repeat a measurement on this machine."""
+    here = str(Path(__file__).parent)
     found: dict[str, Any] = {
+        "command": " ".join(["python", "-m", "soroq.bench.kernels.gpu", *sys.argv[1:]]),
+        "commit": _run(["git", "-C", here, "rev-parse", "HEAD"], "")["output"].strip(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "versions": {"torch": str(torch.__version__), "triton": triton.__version__},
@@ -202,14 +305,13 @@ def table(out: Path) -> str:
     cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for entry in document["entries"]:
         if "error" not in entry:
-            place = (entry["shape"], entry["M"], entry["cold"])
-            cells.setdefault(place, {})[entry["name"]] = entry
-    for (shape, M, cold), by_name in cells.items():
+            cells.setdefault((entry["shape"], entry["M"]), {})[entry["name"]] = entry
+    for (shape, M), by_name in cells.items():
         reader = by_name["read the same bytes"]["microseconds"]
         dense = by_name["torch bfloat16"]["microseconds"]
         for name, entry in by_name.items():
             us = entry["microseconds"]
-            where = f"| {shape} | {M} | {name}, {'cold' if cold else 'hot'}"
+            where = f"| {shape} | {M} | {name}"
             lines.append(f"{where} | {us:.1f} | {reader / us:.2f} | {dense / us:.2f} |")
     return "\n".join(lines) + "\n"
 

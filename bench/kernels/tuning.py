@@ -1,52 +1,136 @@
-"""Find the fastest configuration of a product by timing candidates cold, one after the other."""
+"""Find the fastest launches of a product by timing candidates cold, in turn.
 
-from collections.abc import Callable, Iterable
+The Triton kernel's candidates and the CUDA C++ kernel's are raced each among themselves, then the
+two winners against each other.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
 from soroq.bench.kernels.contenders import GROUP, inputs, random_tiles
 from soroq.bench.kernels.shapes import Shape
 from soroq.bench.kernels.timing import Call, cold_copies, race
+from soroq.kernels.cuda import config as cuda
+from soroq.kernels.cuda import matmul_tiles as cuda_cpp
+from soroq.kernels.cuda.config import CudaConfig
+from soroq.kernels.tiles import ALIGN_N
 from soroq.kernels.triton import matmul_tiles, ops, scratch
-from soroq.kernels.triton.config import Config, rule
+from soroq.kernels.triton.config import CUDA_CPP, Config, Launch, fits, key, rule
 
 SHARED = 99 * 1024  # of the smallest device that is served; larger ones have more
-AT_ONCE = 12  # configurations raced in one go
+AT_ONCE = 12  # launches raced in one go
+MOST_CUDA = 24  # candidates of the CUDA kernel
 BUCKET_M = (1, 16, 32, 64, 128, 256)  # the M that stands for each range
+CLEARLY = 0.98  # the CUDA kernel is kept where it takes less than this share of Triton's time
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The fastest launches of one product, with microseconds a call."""
+
+    triton: Config
+    triton_us: float
+    cuda: CudaConfig | None
+    cuda_us: float | None
+
+    def entries(self, name: str) -> dict[str, Launch]:
+        """Return what a file of configurations keeps of it under `name`."""
+        found: dict[str, Launch] = {name: self.triton}
+        if self.cuda is not None and self.cuda_us is not None:
+            if self.cuda_us < CLEARLY * self.triton_us:
+                found[name + CUDA_CPP] = self.cuda
+        return found
 
 
 def candidates(sms: int, M: int, N: int, K: int) -> list[Config]:
-    """Return the configurations worth timing, the rule's first."""
-    first = rule(sms, M, N, K)
+    """Return the Triton kernel's launches worth timing, the rule's first."""
     steps = -(-K // 128)
-    block_ms = {8: (8,), 16: (16,), 32: (32, 16), 64: (64, 32)}.get(first.block_m, (128, 64))
-    found = [first]
-    for block_m in block_ms:
-        for block_n in (64, 128):
-            for warps in (2, 4, 8):
-                for stages in (2, 3, 4, 5):
-                    for deferred in (True, False) if block_m >= 32 else (True,):
-                        for splits in _splits(sms, M, N, block_m, block_n, steps):
-                            config = Config(block_m, block_n, splits, warps, stages, deferred)
-                            if _plausible(config) and config.fits(M, N, sms):
-                                found.append(config)
+    if M <= 16:
+        block_m = 8 if M <= 8 else 16
+        blocks = [(block_m, 64, 2), (block_m, 64, 4), (block_m, 128, 2), (block_m, 128, 4)]
+        kinds, per_sm = [True], [2, 4, 8]
+    elif M <= 64:
+        block_m = 32 if M <= 32 else 64
+        blocks = [(block_m, 128, 4), (block_m, 64, 4)]
+        kinds, per_sm = [True, False] if M <= 32 else [False], [1, 2, 4]
+    else:
+        blocks = [(64, 128, 4), (128, 128, 4), (128, 128, 8), (128, 64, 4)]
+        kinds, per_sm = [False], [1, 3]
+    found = [rule(sms, M, N, K)]
+    for block_m, block_n, warps in blocks:
+        cells = -(-N // block_n) * -(-M // block_m)
+        slices = {max(1, min(round(times * sms / cells), steps // 2)) for times in per_sm}
+        for splits in sorted(slices | {1}):
+            for deferred in kinds:
+                config = Config(block_m, block_n, splits, warps, 3, deferred)
+                if fits(config, M, N, sms):
+                    found.append(config)
     return list(dict.fromkeys(found))
 
 
-def _splits(sms: int, M: int, N: int, block_m: int, block_n: int, steps: int) -> list[int]:
-    """Return numbers of slices that give about one, two, three and four programs an SM."""
-    blocks = -(-N // block_n) * -(-M // block_m)
-    wanted = {max(1, min(times * sms // blocks, steps // 2)) for times in (1, 2, 3, 4)}
-    return sorted(wanted | {1})
+@dataclass(frozen=True)
+class Job:
+    """One Triton kernel to compile."""
+
+    N: int
+    K: int
+    group: int
+    bits: int
+    has_zeros: bool
+    dtype: torch.dtype
+    out: torch.dtype
+    config: Config
 
 
-def _plausible(config: Config) -> bool:
-    tile = config.block_n * 64 + config.block_m * 128 * 2  # bytes of one step of weights and x
-    if tile * config.stages > SHARED or config.block_n < 16 * config.warps:
-        return False
-    # accumulators alone: float32 over the lanes of a program, two of them when deferred
-    held = config.block_n * config.block_m * (2 if config.deferred else 1)
-    return held <= 32 * config.warps * 128 and (config.warps <= 4 or config.block_m >= 64)
+def compile_candidates(work: Iterable[tuple[Shape, int]], sms: int) -> None:
+    """Compile all candidates of (shape, M) as they are tuned."""
+    compile_ahead(
+        Job(shape.N, shape.K, GROUP, 4, False, torch.bfloat16, torch.bfloat16, config)
+        for shape, M in work
+        for config in candidates(sms, M, shape.N, shape.K)
+    )
+
+
+def compile_ahead(jobs: Iterable[Job]) -> None:
+    """Compile in many processes; later launches find the kernels on disk.
+
+    What doesn't compile is left to be found out when it is launched.
+    """
+    workers = max(1, (os.cpu_count() or 1) - 2)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for _ in pool.map(_compile, dict.fromkeys(jobs), chunksize=2):
+            pass
+
+
+def _compile(job: Job) -> None:
+    half = job.dtype
+    zeros = torch.uint8 if job.has_zeros else half
+    try:
+        matmul_tiles.matmul_tiles_kernel.warmup(
+            *(half, torch.int16, half, zeros, job.out, job.out, torch.float32, torch.int32, 1),
+            **matmul_tiles.constants(
+                N=job.N,
+                K=job.K,
+                rows=-(-job.N // ALIGN_N) * ALIGN_N,
+                group=job.group,
+                has_zeros=job.has_zeros,
+                bits=job.bits,
+                config=job.config,
+                epilogue="none",
+                portable=False,
+            ),
+            num_warps=job.config.warps,
+            num_stages=job.config.stages,
+            grid=(1, 1),
+        )
+    except Exception:  # the compiler's own; the launch says so
+        pass
 
 
 def tune(
@@ -57,11 +141,10 @@ def tune(
     bits: int = 4,
     group: int = GROUP,
     listen: Callable[[str], None] = lambda text: None,
-) -> tuple[Config, float]:
-    """Return the fastest configuration for x (M, K) and microseconds a call; it may be the rule's.
+) -> Tuned:
+    """Return the fastest launches for x (M, K); Triton's may be the rule's.
 
-    Rounds of AT_ONCE candidates are raced, then the winners against each other and the rule. A
-    candidate that doesn't compile or launch is left out.
+    A candidate that doesn't compile or launch is left out.
     """
     sms = ops.device_facts(device)[1]
     copies = cold_copies(shape.int4_bytes * bits // 4, device)
@@ -69,30 +152,45 @@ def tune(
     x = inputs(M, shape.K, device)
     y = torch.empty(M, shape.N, dtype=x.dtype, device=device)
 
-    def call(config: Config) -> Call:
+    def call(config: Launch) -> Call:
         def run(i: int) -> None:
-            memory = scratch.get(device, sms)
-            matmul_tiles.run(x, weights[i], y, config, memory.partials, memory.counters)
+            ops.launch(x, weights[i], y, config, scratch.get(device, sms))
 
         return run
 
-    def best(configs: Iterable[Config], rounds: int) -> tuple[Config, float]:
-        working = {}
+    def timed(configs: Iterable[Launch], rounds: int) -> dict[Launch, float]:
+        working: dict[str, Launch] = {}
         for config in configs:
             try:
                 call(config)(0)
                 working[str(config)] = config
             except Exception as error:  # the compiler's own: out of shared memory or registers
                 listen(f"{shape.name} M {M}: {config} left out: {type(error).__name__}")
-        timed = race({k: (call(c), copies) for k, c in working.items()}, device, rounds)
-        winner = min(timed, key=lambda k: timed[k].median)
-        return working[winner], timed[winner].median
+        found = race({k: (call(c), copies) for k, c in working.items()}, device, rounds)
+        return {working[k]: timing.median for k, timing in found.items()}
 
-    tried = candidates(sms, M, shape.N, shape.K)
-    winners = [tried[0]]
-    for start in range(0, len(tried), AT_ONCE):
-        part = tried[start : start + AT_ONCE]
-        winner, microseconds = best(part, 8)
-        winners.append(winner)
-        listen(f"{shape.name} M {M}: {start + len(part)}/{len(tried)} {microseconds:.1f} us")
-    return best(dict.fromkeys(winners), 20)
+    def best(configs: list[Launch]) -> Launch:
+        winners: list[Launch] = []
+        for start in range(0, len(configs), AT_ONCE):
+            part = timed(configs[start : start + AT_ONCE], 8)
+            winners += sorted(part, key=lambda c: part[c])[:2]
+        final = timed(dict.fromkeys(winners), 20) if len(winners) > 2 else timed(winners, 8)
+        return min(final, key=lambda c: final[c])
+
+    finalists: list[Launch] = [best(list(candidates(sms, M, shape.N, shape.K)))]
+    if device.type == "cuda" and cuda_cpp.library() is not None and M <= cuda.MOST_TOKENS:
+        found = cuda.candidates(sms, M, shape.N, shape.K, bits)
+        some: list[Launch] = [c for c in found if fits(c, M, shape.N, sms)]
+        finalists.append(best(some[:MOST_CUDA]))
+    last = timed(finalists, 20)
+    listen(f"{shape.name} M {M}: " + ", ".join(f"{us:.2f} us {c}" for c, us in last.items()))
+    by_kind: Mapping[type, tuple[Launch, float]] = {type(c): (c, us) for c, us in last.items()}
+    triton, triton_us = by_kind[Config]
+    other, other_us = by_kind.get(CudaConfig, (None, None))
+    assert isinstance(triton, Config) and (other is None or isinstance(other, CudaConfig))
+    return Tuned(triton, triton_us, other, other_us)
+
+
+def entries(shape: Shape, M: int, bits: int, group: int, tuned: Tuned) -> dict[str, Launch]:
+    """Return what a file of configurations keeps of a product."""
+    return tuned.entries(key(M, shape.N, shape.K, group, bits))

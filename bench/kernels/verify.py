@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 
-from soroq.bench.kernels.tuning import candidates
+from soroq.bench.kernels.tuning import Job, candidates, compile_ahead
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
-from soroq.kernels.tiles import tile
-from soroq.kernels.triton import matmul_tiles, ops, scratch, unpack_tiles
-from soroq.kernels.triton.config import Config, rule
+from soroq.kernels.cuda import config as cuda
+from soroq.kernels.cuda import matmul_tiles as cuda_cpp
+from soroq.kernels.cuda.config import CudaConfig
+from soroq.kernels.tiles import TILE_K, tile
+from soroq.kernels.triton import ops, scratch, unpack_tiles
+from soroq.kernels.triton.config import Config, Launch, fits, rule
+from soroq.kernels.triton.matmul_tiles import Epilogue
 
 # N, K, group, bits, symmetric: ragged ones, one group a row, the smallest model's, the vision tower
 PROBLEMS = (
@@ -29,9 +33,12 @@ ROUNDED = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 def verify(device: torch.device, *, quick: bool = False) -> list[dict[str, Any]]:
     """Run all, return one entry a problem with the worst error and where it passed its limit."""
     results = []
+    if device.type == "cuda" and not quick:
+        compile_ahead(_jobs(device))
     for dtype in (torch.bfloat16, torch.float16):
         for problem in PROBLEMS[: 2 if quick else None]:
             results.append(_one(problem, dtype, device, ROWS[:: 4 if quick else 1], quick))
+    results.append(_epilogues(device))
     return results
 
 
@@ -60,22 +67,96 @@ def _one(
     for M in rows:
         x = torch.randn(M, K, device=device).to(dtype)
         truth, scale = x.double() @ exact.t(), x.double().abs() @ exact.abs().t()
-        configs = [rule(sms, M, N, K)] if quick else candidates(sms, M, N, K)
-        for config in configs:
+        for config in _launches(device, sms, M, N, K, bits, quick):
             memory.partials.fill_(float("nan"))
             y = torch.full((M, N), float("nan"), device=device)
-            matmul_tiles.run(x, weight, y, config, memory.partials, memory.counters)
+            try:
+                ops.launch(x, weight, y, config, memory)
+            except Exception as error:  # the compiler's or the driver's: out of resources
+                failed.append(f"M {M} {_text(config)}: {type(error).__name__} {error}"[:200])
+                continue
             again = torch.full_like(y, float("nan"))
-            matmul_tiles.run(x, weight, again, config, memory.partials, memory.counters)
-            error = float(((y.double() - truth).abs() / scale).max())
-            limit = SUMS[dtype] if config.deferred else ROUNDED[dtype]
+            ops.launch(x, weight, again, config, memory)
+            difference = float(((y.double() - truth).abs() / scale).max())
+            sums = isinstance(config, CudaConfig) or config.deferred
+            limit = SUMS[dtype] if sums else ROUNDED[dtype]
             tried += 1
-            worst = max(worst, error)
-            if not error <= limit or not torch.equal(y, again) or memory.counters.any():
-                failed.append(f"M {M} {_text(config)}: {error:.2e}")
+            worst = max(worst, difference)
+            if not difference <= limit or not torch.equal(y, again) or memory.counters.any():
+                failed.append(f"M {M} {_text(config)}: {difference:.2e}")
     name = f"{N}x{K} group {group or 'row'} int{bits} {'' if symmetric else 'zeros '}{dtype}"
     return {"problem": name, "configurations": tried, "worst": worst, "failed": failed}
 
 
-def _text(config: Config) -> str:
+def _epilogues(device: torch.device) -> dict[str, Any]:
+    """Residuals and GeGLUs behind the product, of both kernels, against float64."""
+    N, K, dtype = 264, 640, torch.bfloat16
+    args = QuantArgs(bits=4, group_size=128)
+    codes = torch.randint(-8, 8, (N, K)).to(torch.int8)
+    quantized = QuantizedTensor(codes, torch.rand(N, K // 128).to(dtype) * 0.1, None, args)
+    weight, exact = tile(quantized).to(device), quantized.dequantize().double().to(device)
+    sms = ops.device_facts(device)[1]
+    memory = scratch.get(device, sms)
+    launches: list[Launch] = [rule(sms, M, N, K) for M in (1, 16)]
+    if device.type == "cuda" and cuda_cpp.library() is not None:
+        launches += [CudaConfig(1, 2, 2, 2, 2, 1), CudaConfig(2, 1, 4, 1, 2, 2)]
+    failed: list[str] = []
+    worst = 0.0
+    for config in launches:
+        for M in (1, 7, 16):
+            x = torch.randn(M, K, device=device).to(dtype)
+            truth = x.double() @ exact.t()
+            residual = torch.randn(M, N, device=device).to(dtype)
+            pairs = torch.nn.functional.gelu(truth[:, 0::2], approximate="tanh") * truth[:, 1::2]
+            cases: list[tuple[Epilogue, torch.Tensor, torch.Tensor | None]] = [
+                ("residual", truth + residual.double(), residual),
+                ("geglu", pairs, None),
+            ]
+            for kind, wanted, extra in cases:
+                y = torch.full(wanted.shape, float("nan"), dtype=dtype, device=device)
+                ops.launch(x, weight, y, config, memory, epilogue=kind, extra=extra)
+                error = float(((y.double() - wanted).abs() / wanted.abs().clamp_min(1)).max())
+                worst = max(worst, error)
+                if not error <= 2**-7:
+                    failed.append(f"{kind} M {M} {_text(config)}: {error:.2e}")
+    return {"problem": "epilogues", "worst": worst, "failed": failed}
+
+
+def _jobs(device: torch.device) -> list[Job]:
+    """Return the Triton kernels that a whole run launches."""
+    sms = ops.device_facts(device)[1]
+    return [
+        Job(
+            N,
+            K,
+            group or -(-K // TILE_K) * TILE_K,
+            bits,
+            not symmetric,
+            dtype,
+            torch.float32,
+            config,
+        )
+        for dtype in (torch.bfloat16, torch.float16)
+        for N, K, group, bits, symmetric in PROBLEMS
+        for M in ROWS
+        for config in _launches(device, sms, M, N, K, bits, False)
+        if isinstance(config, Config)
+    ]
+
+
+def _launches(
+    device: torch.device, sms: int, M: int, N: int, K: int, bits: int, quick: bool
+) -> list[Launch]:
+    """Return the Triton kernel's rule, its other candidates only at some M; all CUDA kernels."""
+    found: list[Launch] = [rule(sms, M, N, K)]
+    if not quick and M in (1, 17, 65):
+        found += candidates(sms, M, N, K)[1::3]
+    if device.type == "cuda" and cuda_cpp.library() is not None:
+        some = [c for c in cuda.candidates(sms, min(M, 16), N, K, bits) if fits(c, M, N, sms)]
+        by_code = {(c.tokens_8, c.rows_16, c.depth, c.splits > 1): c for c in some[::-1]}
+        found += by_code.values()
+    return found
+
+
+def _text(config: Launch) -> str:
     return " ".join(f"{key}={value}" for key, value in asdict(config).items())

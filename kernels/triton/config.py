@@ -1,21 +1,26 @@
 """How a kernel is launched: blocks, slices, warps. Shipped per device, a rule for the rest.
 
-`configs/<device>.json` maps a `key` to a Config; what `soroq tune` found on this machine comes on
-top of it. Devices and shapes that nobody tuned get `rule`. Nothing here touches a GPU, and nothing
-tunes by itself.
+`configs/<device>.json` maps a `key` to a Config, and a key and CUDA_CPP to a CudaConfig where that
+kernel was faster; what `soroq tune` found on this machine comes on top of it. Devices and shapes
+that nobody tuned get a rule. Nothing here touches a GPU, and nothing tunes by itself.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 from soroq.core.cache import cache_root
+from soroq.kernels.cuda import config as cuda
+from soroq.kernels.cuda.config import CudaConfig
 
 BUCKETS = (8, 16, 32, 64, 128)  # M up to and including; beyond the last: "more"
-MAX_PROGRAMS_PER_SM = 4  # split products don't start more: their scratch is sized by it
+SCRATCH_CELLS = 4 * 128 * 64  # an SM: partial sums of split products
+SCRATCH_COUNTERS = 16  # an SM: blocks of y of split products
 CONFIGS = Path(__file__).parent / "configs"
+CUDA_CPP = " c++"  # behind a key: how to launch the CUDA C++ kernel, where it was faster
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,14 @@ class Config:
         cells = blocks_n * blocks_m
         return cells * self.splits * self.block_m * self.block_n, cells
 
-    def fits(self, M: int, N: int, sms: int) -> bool:
-        """Tell whether a split launch finds room in the scratch of a device of `sms` SMs."""
-        blocks_n, blocks_m = self.blocks(M, N)
-        programs = blocks_n * blocks_m * self.splits
-        return self.splits == 1 or programs <= MAX_PROGRAMS_PER_SM * sms
+
+Launch = Config | CudaConfig
+
+
+def fits(config: Launch, M: int, N: int, sms: int) -> bool:
+    """Tell whether a split launch finds room in the scratch of a device of `sms` SMs."""
+    cells, counters = config.scratch(M, N)
+    return cells <= SCRATCH_CELLS * sms and counters <= SCRATCH_COUNTERS * sms
 
 
 def bucket(M: int) -> str:
@@ -57,11 +65,25 @@ def bucket(M: int) -> str:
     return next((str(top) for top in BUCKETS if top >= M), "more")
 
 
-def choose(device: str, sms: int, M: int, N: int, K: int, group: int, bits: int) -> Config:
-    """Return the configuration for a product on `device` (as torch names it) with `sms` SMs."""
-    tuned = known(device).get(key(M, N, K, group, bits))
-    if tuned is not None and tuned.fits(M, N, sms):
-        return tuned
+def choose(
+    device: str, sms: int, M: int, N: int, K: int, group: int, bits: int, *, cuda_cpp: bool = False
+) -> Launch:
+    """Return how to launch a product on `device` (as torch names it) with `sms` SMs.
+
+    cuda_cpp: whether the CUDA C++ kernel can be taken.
+    """
+    name = key(M, N, K, group, bits)
+    tuned = known(device)
+    if cuda_cpp and name + CUDA_CPP in tuned:
+        faster = tuned[name + CUDA_CPP]
+        if fits(faster, M, N, sms):
+            return faster
+    if name in tuned and fits(tuned[name], M, N, sms):
+        return tuned[name]
+    if cuda_cpp and not cuda.objection(M, N, K, bits):
+        config = cuda.rule(sms, M, N, K, bits)
+        if fits(config, M, N, sms):
+            return config
     return rule(sms, M, N, K)
 
 
@@ -71,34 +93,42 @@ def key(M: int, N: int, K: int, group: int, bits: int) -> str:
 
 
 def rule(sms: int, M: int, N: int, K: int) -> Config:
-    """Return a configuration from the shape alone.
+    """Return a configuration from the shape alone, after what was fastest on an H100.
 
     Few rows of x: two warps a block keep mma.sync fragments wide (four would start wgmma on Hopper,
-    which costs more instructions than it saves below M = 32). K is sliced until there are about
-    three programs an SM, never thinner than four tiles of 128.
+    which costs more instructions than it saves below M = 32). K is sliced until there are a few
+    programs an SM, never thinner than two tiles of 128.
     """
     steps = -(-K // 128)
     if M <= 16:
-        block_m, warps, stages = (8 if M <= 8 else 16), 2, 4
-        block_n = 128
-    elif M <= 64:
-        block_m, block_n, warps, stages = (32 if M <= 32 else 64), 128, 4, 3
-    else:
-        return Config(128, 128, 1, 8, 3, deferred=False)
-    blocks = -(-N // block_n) * -(-M // block_m)
-    splits = max(1, min(3 * sms // blocks, steps // 4))
-    return Config(block_m, block_n, splits, warps, stages, deferred=True)
+        block_n = 64 if M <= 8 and N * K <= 30_000_000 else 128
+        splits = round(4 * sms / -(-N // block_n))
+        block_m = 8 if M <= 8 else 16
+        return Config(block_m, block_n, max(1, min(splits, steps // 2)), 2, 3, deferred=True)
+    block_m = 32 if M <= 32 else 64
+    if M > 128 and -(-N // 128) * -(-M // 128) >= 3 * sms:
+        return Config(128, 128, 1, 8, 2, deferred=False)
+    blocks = -(-N // 128) * -(-M // block_m)
+    splits = max(1, min((2 if M <= 64 else 3) * sms // blocks, steps // 4))
+    return Config(block_m, 128, splits, 4, 3, deferred=M <= 32)
 
 
 @cache
-def known(device: str) -> dict[str, Config]:
+def known(device: str) -> dict[str, Launch]:
     """Return the tuned configurations of a device, {} when nobody tuned it."""
-    found: dict[str, Config] = {}
+    found: dict[str, Launch] = {}
     for folder in (CONFIGS, tuned_folder()):
         path = folder / file_name(device)
         if path.is_file():
-            found |= {k: Config(**value) for k, value in json.loads(path.read_text()).items()}
+            found |= _read(path)
     return found
+
+
+def _read(path: Path) -> dict[str, Launch]:
+    return {
+        k: (CudaConfig if "tokens_8" in value else Config)(**value)
+        for k, value in json.loads(path.read_text()).items()
+    }
 
 
 def tuned_folder() -> Path:
@@ -106,15 +136,13 @@ def tuned_folder() -> Path:
     return cache_root() / "triton"
 
 
-def add_tuned(device: str, configs: dict[str, Config]) -> Path:
+def add_tuned(device: str, configs: Mapping[str, Launch]) -> Path:
     """Keep configurations for a device on this machine, beside those already kept."""
     path = tuned_folder() / file_name(device)
-    kept: dict[str, Config] = {}
-    if path.is_file():
-        kept = {k: Config(**value) for k, value in json.loads(path.read_text()).items()}
+    kept = _read(path) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(to_json(kept | configs))
+    temporary.write_text(to_json(kept | dict(configs)))
     os.replace(temporary, path)
     known.cache_clear()
     return path
@@ -125,6 +153,6 @@ def file_name(device: str) -> str:
     return device.lower().replace(" ", "-") + ".json"
 
 
-def to_json(configs: dict[str, Config]) -> str:
+def to_json(configs: Mapping[str, Launch]) -> str:
     """Return the text of a file of configurations."""
     return json.dumps({k: asdict(v) for k, v in sorted(configs.items())}, indent=1) + "\n"

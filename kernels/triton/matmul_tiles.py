@@ -92,7 +92,7 @@ def _finish(
         tl.store(y + at, acc.to(dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def matmul_tiles_kernel(
     x,
     tiles,
@@ -133,9 +133,12 @@ def matmul_tiles_kernel(
     work: tl.constexpr = tl.float32 if PORTABLE else dtype
     STEPS: tl.constexpr = (K + 127) // 128
     SPAN: tl.constexpr = GROUP // 32 if GROUP < 128 else 4  # nibbles that share a scale
-    block_n = tl.program_id(0)
-    block_m = tl.program_id(1)
-    slice_k = tl.program_id(2)
+    AHEAD: tl.constexpr = GROUP >= 128
+    # blocks of x's rows come first, so that all that need a tile run while it is in the cache
+    blocks_m = tl.cdiv(M, BLOCK_M)
+    block_n = tl.program_id(0) // blocks_m
+    block_m = tl.program_id(0) % blocks_m
+    slice_k = tl.program_id(1)
     rn = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     rm = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     rc = tl.arange(0, 32)
@@ -144,8 +147,22 @@ def matmul_tiles_kernel(
     tile = tiles + word[:, None] + rc[None, :]
     x_row = x + rm[None, :] * K
 
+    first, last = slice_k * STEPS // SPLITS, (slice_k + 1) * STEPS // SPLITS
+    # nothing but what products take is loaded ahead by the compiler: a group's scales would be
+    # waited for in every step
+    if AHEAD:
+        s_next = tl.load(scales + (first * 128 // GROUP) * ROWS + rn)
+        if HAS_ZEROS:
+            z_next = tl.load(zeros + (first * 128 // GROUP) * ROWS + rn)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for step in tl.range(slice_k * STEPS // SPLITS, (slice_k + 1) * STEPS // SPLITS):
+    for step in tl.range(first, last):
+        if AHEAD:
+            s_now = s_next
+            group_next = (tl.minimum(step + 1, last - 1) * 128 // GROUP) * ROWS
+            s_next = tl.load(scales + group_next + rn)
+            if HAS_ZEROS:
+                z_now = z_next
+                z_next = tl.load(zeros + group_next + rn)
         words = tl.load(tile + step * (PLANES * 2048), eviction_policy="evict_first")
         if PLANES == 2:
             lower = tl.load(tile + step * 4096 + 2048, eviction_policy="evict_first")
@@ -171,12 +188,18 @@ def matmul_tiles_kernel(
                     wj = offset_nibble(lower, j, BF16, PORTABLE)
                     part_lower = _dot(wj, xj, part_lower, PORTABLE)
                 if j % SPAN == SPAN - 1:
-                    s = tl.load(scales + group * ROWS + rn).to(tl.float32)
+                    if AHEAD:
+                        s = s_now.to(tl.float32)
+                    else:
+                        s = tl.load(scales + group * ROWS + rn).to(tl.float32)
                     sums = _repeat(total, LEAST_N, BLOCK_N, BLOCK_M)
                     if PLANES == 2:
                         part = part * 16.0 + part_lower
                     if HAS_ZEROS:
-                        z = tl.load(zeros + group * ROWS + rn).to(tl.float32) + FRONT
+                        if AHEAD:
+                            z = z_now.to(tl.float32) + FRONT
+                        else:
+                            z = tl.load(zeros + group * ROWS + rn).to(tl.float32) + FRONT
                         part -= z[:, None] * sums
                     else:
                         part -= (MIDDLE + FRONT) * sums
@@ -185,7 +208,10 @@ def matmul_tiles_kernel(
                     part_lower = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
                     total = tl.zeros([LEAST_N, BLOCK_M], tl.float32)
             else:
-                s = tl.load(scales + group * ROWS + rn).to(work)
+                if AHEAD:
+                    s = s_now.to(work)
+                else:
+                    s = tl.load(scales + group * ROWS + rn).to(work)
                 # every step is exact in bfloat16: no value needs more than eight bits
                 centred = wj.to(work) - tl.full([1, 1], 8.0 + OFFSET, tl.float32).to(work)
                 if PLANES == 2:
@@ -193,7 +219,10 @@ def matmul_tiles_kernel(
                     below -= tl.full([1, 1], OFFSET, tl.float32).to(work)
                     centred = centred * tl.full([1, 1], 16.0, tl.float32).to(work) + below
                 if HAS_ZEROS:
-                    z = tl.load(zeros + group * ROWS + rn).to(tl.float32) - MIDDLE
+                    if AHEAD:
+                        z = z_now.to(tl.float32) - MIDDLE
+                    else:
+                        z = tl.load(zeros + group * ROWS + rn).to(tl.float32) - MIDDLE
                     centred -= z.to(work)[:, None]
                 wj = (centred * s[:, None]).to(dtype)
                 acc = _dot(wj, xj, acc, PORTABLE)
@@ -201,7 +230,7 @@ def matmul_tiles_kernel(
     if SPLITS == 1:
         _finish(acc, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
     else:
-        block = block_m * tl.num_programs(0) + block_n
+        block = tl.program_id(0)
         cell = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         mine = partials + block * (SPLITS * BLOCK_N * BLOCK_M) + cell
         tl.store(mine + slice_k * (BLOCK_N * BLOCK_M), acc)
@@ -234,7 +263,7 @@ def run(
     """
     M = x.shape[0]
     blocks_n, blocks_m = config.blocks(M, weight.N)
-    matmul_tiles_kernel[(blocks_n, blocks_m, config.splits)](
+    matmul_tiles_kernel[(blocks_n * blocks_m, config.splits)](
         x,
         weight.tiles,
         weight.scales,

@@ -9,11 +9,15 @@ from functools import cache
 
 import torch
 
+from soroq.kernels.cuda import matmul_tiles as cuda_cpp
+from soroq.kernels.cuda.config import CudaConfig
 from soroq.kernels.tiles import ALIGN_N, TiledWeight
 from soroq.kernels.triton import config, scratch, unpack_tiles
+from soroq.kernels.triton.config import Launch
 from soroq.kernels.triton.matmul_tiles import INTERPRETED, Epilogue, run
 
 LARGE_M = 1024  # from here on W is unpacked once and cuBLAS multiplies
+LARGE_M_NARROW = 512  # and here already where W has too few rows to keep all SMs busy
 UNPACKED_BYTES = 128 << 20  # of W at once then
 
 
@@ -41,8 +45,8 @@ def _matmul(
     y = x.new_empty(x.shape[0], N)
     if x.shape[0] == 0:
         return y
-    if x.shape[0] >= LARGE_M:
-        return _multiply_unpacked(x, weight, y)
+    if _unpacks(x, N):
+        return multiply_unpacked(x, weight, y)
     _launch(x, weight, y, "none", None)
     return y
 
@@ -58,7 +62,7 @@ def _geglu(
     bits: int,
 ) -> torch.Tensor:
     """Return gelu(gate) · up (M, N/2) of alternating rows in x's dtype."""
-    if x.shape[0] >= LARGE_M:
+    if _unpacks(x, N):
         both = _matmul(x, tiles, scales, zeros, N, K, group, bits)
         gate: torch.Tensor = torch.nn.functional.gelu(both[:, 0::2], approximate="tanh")
         return gate * both[:, 1::2]
@@ -167,7 +171,7 @@ def geglu_tiles(x: torch.Tensor, weight: TiledWeight) -> torch.Tensor:
 
 def matmul_add(x: torch.Tensor, weight: TiledWeight, residual: torch.Tensor) -> torch.Tensor:
     """Return residual (M, N) + x · Wᵀ, added in float32."""
-    if x.shape[0] >= LARGE_M:
+    if _unpacks(x, weight.N):
         return matmul_tiles(x, weight).add_(residual)
     y = torch.empty_like(residual)
     _launch(x, weight, y, "residual", residual)
@@ -182,10 +186,13 @@ def matmul_topk(x: torch.Tensor, weight: TiledWeight, k: int) -> tuple[torch.Ten
     """
     M = x.shape[0]
     y = x.new_empty(M, weight.N, dtype=torch.float32)
-    chosen = _config(x, weight)
+    name, sms = device_facts(x.device)
+    chosen = config.choose(name, sms, M, weight.N, weight.K, weight.group, weight.bits)
+    assert isinstance(chosen, config.Config)  # only the Triton kernel leaves maxima
     blocks = chosen.blocks(M, weight.N)[0]
     maxima = x.new_empty(M, blocks, dtype=torch.float32)
-    _launch(x, weight, y, "maxima", maxima)
+    memory = scratch.get(x.device, sms)
+    launch(x.contiguous(), weight, y, chosen, memory, epilogue="maxima", extra=maxima)
     best = maxima.topk(min(k, blocks), sorted=False).indices
     offsets = torch.arange(chosen.block_n, device=x.device)
     at = (best[..., None] * chosen.block_n + offsets).flatten(1)
@@ -195,9 +202,32 @@ def matmul_topk(x: torch.Tensor, weight: TiledWeight, k: int) -> tuple[torch.Ten
     return values, at.gather(1, picked)
 
 
-def _config(x: torch.Tensor, weight: TiledWeight) -> config.Config:
-    name, sms = device_facts(x.device)
-    return config.choose(name, sms, x.shape[0], weight.N, weight.K, weight.group, weight.bits)
+def _unpacks(x: torch.Tensor, N: int) -> bool:
+    """Tell whether W is unpacked for x (M, K): it was as fast or faster on an H100."""
+    M = x.shape[0]
+    blocks = -(-M // 128) * -(-N // 128)
+    return M >= LARGE_M or (M >= LARGE_M_NARROW and blocks < device_facts(x.device)[1])
+
+
+def launch(
+    x: torch.Tensor,
+    weight: TiledWeight,
+    y: torch.Tensor,
+    config: Launch,
+    memory: scratch.Scratch,
+    *,
+    epilogue: Epilogue = "none",
+    extra: torch.Tensor | None = None,
+) -> None:
+    """Write x (M, K) · Wᵀ into y as `config` says, by the kernel it belongs to.
+
+    x contiguous; epilogue and extra as in `matmul_tiles.run`, 'maxima' only by the Triton kernel.
+    """
+    partials, counters = memory.partials, memory.counters
+    if isinstance(config, CudaConfig):
+        cuda_cpp.run(x, weight, y, config, partials, counters, epilogue=epilogue, extra=extra)
+    else:
+        run(x, weight, y, config, partials, counters, epilogue=epilogue, extra=extra)
 
 
 def _launch(
@@ -207,20 +237,15 @@ def _launch(
     epilogue: Epilogue,
     extra: torch.Tensor | None,
 ) -> None:
-    memory = scratch.get(x.device, device_facts(x.device)[1])
-    run(
-        x.contiguous(),
-        weight,
-        y,
-        _config(x, weight),
-        memory.partials,
-        memory.counters,
-        epilogue=epilogue,
-        extra=extra,
-    )
+    name, sms = device_facts(x.device)
+    shape = (x.shape[0], weight.N, weight.K, weight.group, weight.bits)
+    can_cuda = x.is_cuda and cuda_cpp.library() is not None
+    chosen = config.choose(name, sms, *shape, cuda_cpp=can_cuda)
+    memory = scratch.get(x.device, sms)
+    launch(x.contiguous(), weight, y, chosen, memory, epilogue=epilogue, extra=extra)
 
 
-def _multiply_unpacked(x: torch.Tensor, weight: TiledWeight, y: torch.Tensor) -> torch.Tensor:
+def multiply_unpacked(x: torch.Tensor, weight: TiledWeight, y: torch.Tensor) -> torch.Tensor:
     """Write x · Wᵀ into y with torch's product, some rows of W at a time."""
     rows = max(1, UNPACKED_BYTES // (weight.K * x.element_size() * ALIGN_N)) * ALIGN_N
     for start in range(0, weight.N, rows):

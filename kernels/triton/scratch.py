@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from soroq.kernels.triton.config import MAX_PROGRAMS_PER_SM
-
-MOST_CELLS = 128 * 64  # of one program: block_n · block_m of the largest split configuration
+from soroq.kernels.triton.config import SCRATCH_CELLS, SCRATCH_COUNTERS
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,6 @@ class Scratch:
 
 _by_stream: dict[tuple[torch.device, int], Scratch] = {}
 _spare: dict[torch.device, Scratch] = {}
-
-
-def capacity(sms: int) -> tuple[int, int]:
-    """Return how many partial sums and counters a device of `sms` SMs has room for."""
-    programs = MAX_PROGRAMS_PER_SM * sms
-    return programs * MOST_CELLS, programs
 
 
 def get(device: torch.device, sms: int) -> Scratch:
@@ -54,8 +46,7 @@ def get(device: torch.device, sms: int) -> Scratch:
 
 
 def _make(device: torch.device, sms: int) -> Scratch:
-    n_partials, n_counters = capacity(sms)
     return Scratch(
-        torch.empty(n_partials, dtype=torch.float32, device=device),
-        torch.zeros(n_counters, dtype=torch.int32, device=device),
+        torch.empty(SCRATCH_CELLS * sms, dtype=torch.float32, device=device),
+        torch.zeros(SCRATCH_COUNTERS * sms, dtype=torch.int32, device=device),
     )

@@ -24,3 +24,20 @@ def can_use_tiles(problem: Problem) -> str:
     if problem.dtype not in (torch.bfloat16, torch.float16):
         return f"the Triton kernels take bfloat16 and float16, not {problem.dtype}"
     return objection(problem.K, problem.group_size)
+
+
+def can_use_float8(problem: Problem) -> str:
+    """Return '' when the float8 kernels can run the problem, otherwise why not."""
+    if not is_installed():
+        return "triton is not installed"
+    if problem.grad:
+        return "the Triton kernels have no backward"
+    if problem.dtype not in (torch.bfloat16, torch.float16):
+        return f"the Triton kernels take bfloat16 and float16, not {problem.dtype}"
+    if problem.group_size not in (None, 128):
+        return (
+            f"the float8 kernels take scales of rows or of 128 × 128, not of {problem.group_size}"
+        )
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+        return "the GPU has no float8"
+    return ""

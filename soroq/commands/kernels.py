@@ -51,8 +51,8 @@ def run_tune(model: str, rows: Sequence[int]) -> Path:
     _require_triton()
     device = _require_gpu()
     from soroq.bench.kernels.shapes import Shape
-    from soroq.bench.kernels.tuning import tune
-    from soroq.kernels.triton.config import Config, add_tuned, key
+    from soroq.bench.kernels.tuning import entries, tune
+    from soroq.kernels.triton.config import add_tuned
     from soroq.kernels.triton.ops import device_facts
     from soroq.loading import load
     from soroq.nn.tiled import TiledLinear
@@ -67,12 +67,10 @@ def run_tune(model: str, rows: Sequence[int]) -> Path:
     path = Path()
     for N, K, group, bits in sorted(products):
         for M in rows:
-            best, microseconds = tune(
-                Shape(f"{N}x{K}", N, K), M, device, bits=bits, group=group, listen=print
-            )
-            found: dict[str, Config] = {key(M, N, K, group, bits): best}
-            path = add_tuned(name, found)  # each at once: an interrupted run keeps what it has
-            print(f"{N}x{K} group {group} int{bits} M {M}: {microseconds:.1f} us, {best}")
+            shape = Shape(f"{N}x{K} group {group} int{bits}", N, K)
+            best = tune(shape, M, device, bits=bits, group=group, listen=print)
+            # each at once: an interrupted run keeps what it has
+            path = add_tuned(name, entries(shape, M, bits, group, best))
     return path
 
 

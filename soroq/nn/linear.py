@@ -51,9 +51,14 @@ class PackedLinear(nn.Module):
         from soroq.kernels import dispatch
 
         flat = x.reshape(-1, self.in_features)
-        if self.args.dtype == "float":
-            flat = round_activations(flat, self.activation, self.input_scale)
-            y = dispatch.matmul_w8_float(flat, self.qweight, self.scales, block=self.args.block)
+        block = self.args.block
+        if self.args.dtype == "float" and self.activation is None:
+            y = dispatch.matmul_w8_float(flat, self.qweight, self.scales, block=block)
+        elif self.args.dtype == "float":
+            act_scale = self.input_scale
+            y = dispatch.matmul_fp8(
+                flat, self.qweight, self.scales, block=block, act_scale=act_scale
+            )
         else:
             multiply = dispatch.matmul_w4 if self.args.bits == 4 else dispatch.matmul_w8
             y = multiply(

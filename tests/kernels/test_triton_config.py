@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from soroq.kernels.cuda import config as cuda
+from soroq.kernels.cuda.config import CudaConfig
 from soroq.kernels.triton import config
-from soroq.kernels.triton.config import MAX_PROGRAMS_PER_SM, Config, choose, key, rule, to_json
+from soroq.kernels.triton.config import CUDA_CPP, Config, choose, fits, key, rule, to_json
 
 SHAPES = [(256, 640), (4096, 2560), (2560, 10240), (262208, 2560), (5376, 21504), (1152, 4304)]
 
@@ -15,18 +17,40 @@ SHAPES = [(256, 640), (4096, 2560), (2560, 10240), (262208, 2560), (5376, 21504)
 def test_the_rule_stays_within_the_scratch(sms: int, N: int, K: int) -> None:
     for M in (1, 8, 9, 16, 17, 33, 64, 65, 500, 1023):
         chosen = rule(sms, M, N, K)
-        assert chosen.fits(M, N, sms)
+        assert fits(chosen, M, N, sms)
         assert chosen.splits <= -(-K // 128)
-        n_partials, n_counters = chosen.scratch(M, N)
-        programs = MAX_PROGRAMS_PER_SM * sms
-        assert n_partials <= programs * 128 * 64 and n_counters <= programs
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("sms", [4, 28, 132])
+@pytest.mark.parametrize(("N", "K"), SHAPES)
+def test_candidates_of_the_cuda_kernel_can_be_launched(sms: int, N: int, K: int, bits: int) -> None:
+    for M in (1, 8, 9, 16):
+        found = cuda.candidates(sms, M, N, K, bits)
+        assert found[0] == cuda.rule(sms, M, N, K, bits)
+        for chosen in found:
+            assert 128 % chosen.block_rows == 0
+            assert chosen.tokens_8 * 8 >= M
+            assert chosen.warps_n * chosen.warps_k <= 8
+            assert chosen.splits * chosen.warps_k <= -(-K // 128)
+
+
+def test_which_kernel_takes_a_product() -> None:
+    def chosen(M: int, N: int, K: int, cuda_cpp: bool = True) -> type:
+        return type(choose("nobody's", 132, M, N, K, 128, 4, cuda_cpp=cuda_cpp))
+
+    assert chosen(1, 4096, 2560) is CudaConfig
+    assert chosen(1, 4096, 2560, cuda_cpp=False) is Config
+    assert chosen(16, 4096, 2560) is CudaConfig
+    assert chosen(16, 43008, 5376) is Config  # measured: Triton's is faster
+    assert chosen(17, 4096, 2560) is Config
 
 
 def test_a_tuned_configuration_is_taken_where_it_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = Config(8, 64, 4, 2, 5, True)
-    huge = Config(8, 64, 40, 2, 5, True)
+    huge = Config(8, 64, 20, 2, 5, True)
     text = to_json({key(1, 4096, 2560, 128, 4): tuned, key(1, 262208, 2560, 128, 4): huge})
     (tmp_path / "nvidia-test-1.json").write_text(text)
     monkeypatch.setattr(config, "CONFIGS", tmp_path)
@@ -34,6 +58,14 @@ def test_a_tuned_configuration_is_taken_where_it_fits(
     assert choose("NVIDIA Test 1", 132, 5, 4096, 2560, 128, 4) == tuned
     assert choose("NVIDIA Test 1", 132, 9, 4096, 2560, 128, 4) == rule(132, 9, 4096, 2560)
     assert choose("NVIDIA Test 1", 132, 1, 262208, 2560, 128, 4) == rule(132, 1, 262208, 2560)
+    faster = CudaConfig(1, 2, 2, 1, 4, 1)
+    text = to_json(
+        {key(1, 4096, 2560, 128, 4): tuned, key(1, 4096, 2560, 128, 4) + CUDA_CPP: faster}
+    )
+    (tmp_path / "nvidia-test-1.json").write_text(text)
+    config.known.cache_clear()
+    assert choose("NVIDIA Test 1", 132, 5, 4096, 2560, 128, 4) == tuned
+    assert choose("NVIDIA Test 1", 132, 5, 4096, 2560, 128, 4, cuda_cpp=True) == faster
     assert choose("NVIDIA Test 2", 132, 5, 4096, 2560, 128, 4) == rule(132, 5, 4096, 2560)
     config.known.cache_clear()
 
@@ -58,3 +90,10 @@ def test_what_was_tuned_here_comes_before_what_was_shipped(
 def test_a_block_wider_than_the_padding_is_refused() -> None:
     with pytest.raises(ValueError, match="block_n 256"):
         Config(8, 256, 1, 4, 3, True)
+
+
+def test_what_was_not_compiled_is_refused() -> None:
+    with pytest.raises(ValueError, match="not compiled"):
+        CudaConfig(4, 1, 4, 1, 4, 1)
+    with pytest.raises(ValueError, match="don't divide 128"):
+        CudaConfig(1, 1, 4, 3, 2, 1)
