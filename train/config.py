@@ -126,8 +126,10 @@ def make_config(given: Mapping[str, Any], where: str) -> Config:
         if name == "model" and "source" not in values:
             raise SchemeError(f"{where}: model.source is missing: which checkpoint to train")
         tables[name] = kind(
-            **{key: _typed(known[key], value, f"{where}: {name}.{key}") for key, value in
-               values.items()}
+            **{
+                key: _typed(known[key], value, f"{where}: {name}.{key}")
+                for key, value in values.items()
+            }
         )
     config = Config(**tables)
     _refuse_values(config, where)

@@ -26,9 +26,7 @@ def dense_cross_entropy(
 ) -> torch.Tensor:
     """The plain twin of `chunked_cross_entropy`: all logits at once."""
     logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype)).float()
-    return torch.nn.functional.cross_entropy(
-        logits, labels, ignore_index=IGNORED, reduction="sum"
-    )
+    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
 def chunked_cross_entropy(
