@@ -36,7 +36,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     """corpus: of `soroq train corpus`. files: conversations, for sft. shares: language → share of
-    the sequences. seq_len: tokens of one. valid_share: of the conversations, kept for validation."""
+    the sequences. seq_len: tokens of one. valid_share: of the conversations, for validation."""
 
     corpus: str = ""
     files: tuple[str, ...] = ()

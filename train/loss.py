@@ -13,12 +13,20 @@ from typing import Any
 import torch
 
 IGNORED = -100  # label of a token that is not learned
-CHUNK_BYTES = 64 << 20  # float32 logits in memory at a time
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # float32 logits in memory at a time
 
 
-def chunk_rows(vocabulary: int) -> int:
+def chunk_rows(vocabulary: int, device: str = "cpu") -> int:
     """Return how many rows of logits are in memory at a time."""
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+
+
+def _add_product_(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a @ b to `total`, float32, in one pass where the types allow it."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def dense_cross_entropy(
@@ -54,7 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if wants_weight:
             grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for rows in learned.split(chunk_rows(len(weight))):
+        for rows in learned.split(chunk_rows(len(weight), hidden.device.type)):
             part, label = hidden[rows], labels[rows]
             logits = (part @ head.T).float()
             normalizer = logits.logsumexp(-1)
@@ -67,7 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ head
             if grad_weight is not None:
-                grad_weight += (gradient.T @ part).float()
+                _add_product_(grad_weight, gradient.T, part)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -79,7 +87,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None
 
 
@@ -112,7 +120,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         if wants_weight:
             grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = max(1, chunk_rows(len(weight)) // 2)
+        step = max(1, chunk_rows(len(weight), hidden.device.type) // 2)
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             wanted = (teacher[rows] @ original.T).float().log_softmax(-1)
@@ -122,7 +130,7 @@ class _ChunkedDivergence(torch.autograd.Function):
             gradient = given.exp_().sub_(share).to(hidden.dtype)
             grad_hidden[rows] = gradient @ head
             if grad_weight is not None:
-                grad_weight += (gradient.T @ hidden[rows]).float()
+                _add_product_(grad_weight, gradient.T, hidden[rows])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -132,5 +140,5 @@ class _ChunkedDivergence(torch.autograd.Function):
         (scale,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
         return grad_hidden * scale.to(grad_hidden.dtype), grad_weight, None, None

@@ -1,19 +1,21 @@
 """Sequences of equal length out of documents, and the exact place in the text where one goes on.
 
-    packer = Packer({"tg": docs, "en": others}, {"tg": 0.8, "en": 0.2}, seq_len=1024, seed=0)
-    sequence = packer.next()            # tokens, positions, labels (seq_len,), and what it is made of
-    state = packer.state()              # a small dict; packer.restore(state) goes on bit for bit
+    streams = {"tg": Stream(documents, 1024, seed=0), "en": Stream(others, 1024, seed=0)}
+    packer = Packer(streams, {"tg": 0.8, "en": 0.2})
+    sequence = packer.next()      # tokens, positions, labels (seq_len,), and what it is made of
+    state = packer.state()        # a small dict; packer.restore(state) goes on bit for bit
 
 Positions begin at 0 with each document: transformers makes masks from them in which no token sees
 another document, in sliding-window blocks too (masking_utils, packed sequences). A label is the
 document's next token, IGNORED at its end.
 
-Two ways to fill: "cut" goes on with the rest of a document in the next sequence, so that no token
-is lost; "whole" never cuts one (conversations), pads, and tells how many were too long.
+Two ways to fill: "cut" goes on with the rest of a document in the next sequence, behind a BOS of
+its own (Gemma is lost without one); "whole" never cuts one (conversations), pads, and counts what
+was too long.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,11 +36,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Packed:
-    """tokens, positions, labels int64 (seq_len,); where: language and documents it is made of."""
+    """tokens, positions, labels int64 (seq_len,); n_tokens: without padding.
+
+    where: the language and the documents it is made of.
+    """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     labels: torch.Tensor
+    n_tokens: int
     where: str
 
     @property
@@ -67,10 +73,6 @@ class Stream:
         self.truncated = 0
         self._shuffle()
 
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
     def state(self) -> dict[str, Any]:
         return {
             "epoch": self._epoch,
@@ -86,10 +88,10 @@ class Stream:
         self.truncated = int(state["truncated"])
         self._shuffle()
 
-    def next(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
-        """Return tokens, positions, labels int64 (seq_len,), and the documents in it."""
+    def next(self) -> Packed:
+        """Return the next sequence; `where` names its round and documents."""
         parts: list[tuple[int, Example]] = []
-        room = self._seq_len
+        room, epoch = self._seq_len, self._epoch
         while room > 0:
             taken = self._take(room) if self._fill == "cut" else self._take_whole(room)
             if taken is None:
@@ -107,20 +109,26 @@ class Stream:
             following = example.tokens[1:].long()
             labels[at : at + n - 1] = following.where(example.learned[1:], IGNORED)
             at += n
-        positions[at:] = torch.arange(self._seq_len - at)
-        return tokens, positions, labels, [index for index, _ in parts]
+        positions[at:] = torch.arange(room)
+        documents = [index for index, _ in parts]
+        shown = ", ".join(map(str, documents[:4])) + (" …" if len(documents) > 4 else "")
+        return Packed(tokens, positions, labels, at, f"round {epoch}, documents {shown}")
 
     def _take(self, room: int) -> tuple[int, Example]:
-        index = self._order[self._at]
+        """Return what fits of the document at hand: its beginning, or a BOS and how it goes on."""
+        index, start = self._order[self._at], self._offset
         whole = _example(self._documents[index])
-        n = min(room, len(whole.tokens) - self._offset)
-        piece = slice(self._offset, self._offset + n)
-        taken = Example(whole.tokens[piece], whole.learned[piece])
+        n = min(room - (start > 0), len(whole.tokens) - start)
+        tokens, learned = whole.tokens[start : start + n], whole.learned[start : start + n].clone()
+        if start:
+            learned[:1] = False  # behind BOS alone, the middle of a sentence can't be known
+            tokens = torch.cat([whole.tokens[:1], tokens])
+            learned = torch.cat([torch.zeros(1, dtype=torch.bool), learned])
         self._offset += n
         if self._offset == len(whole.tokens):
             self._offset = 0
             self._advance()
-        return index, taken
+        return index, Example(tokens, learned)
 
     def _take_whole(self, room: int) -> tuple[int, Example] | None:
         empty = room == self._seq_len
@@ -166,12 +174,8 @@ class Packer:
         n = sum(self._taken.values()) + 1
         name = max(self._shares, key=lambda name: self._shares[name] * n - self._taken[name])
         self._taken[name] += 1
-        stream = self._streams[name]
-        epoch = stream.epoch
-        tokens, positions, labels, documents = stream.next()
-        shown = ", ".join(map(str, documents[:4])) + (" …" if len(documents) > 4 else "")
-        where = f"{name}, round {epoch}, documents {shown}"
-        return Packed(tokens, positions, labels, where)
+        packed = self._streams[name].next()
+        return replace(packed, where=f"{name}, {packed.where}")
 
     def state(self) -> dict[str, Any]:
         streams = {name: stream.state() for name, stream in self._streams.items()}

@@ -1,0 +1,41 @@
+"""train pretrain, sft: read the configuration, open the tokenizer, run with progress."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from soroq import console
+from soroq.train.config import load_config
+
+Listen = Callable[[int, int, str], None]
+
+
+def run_pretrain(path: Path, out: Path, overrides: tuple[str, ...], resume: bool) -> None:
+    from soroq.loading import load_tokenizer
+    from soroq.train.pretrain import pretrain
+
+    config = load_config(path, overrides)
+    with _running(out) as listen:
+        pretrain(config, out, load_tokenizer(config.model.source), resume=resume, listen=listen)
+
+
+@contextmanager
+def _running(out: Path) -> Iterator[Listen]:
+    """Yield a listener for a run into `out`; tell, if it is interrupted, how to go on."""
+    from soroq.train.distributed import join_world
+
+    try:
+        if not join_world().leads:
+            yield lambda done, total, what: None
+            return
+        with console.train_progress() as listen:
+            yield listen
+    except KeyboardInterrupt:
+        print(
+            f"soroq: interrupted; checkpoints are in {out}.partial, go on with the same command "
+            "and --resume",
+            file=sys.stderr,
+        )
+        raise
+    console.out.print(f"wrote {out}", highlight=False)
