@@ -45,7 +45,9 @@ def chunked_cross_entropy(
     hidden (M, K), of the type that products are computed in; weight (V, K), converted to that;
     labels int64 (M,). Gradients reach hidden, and weight if it wants them.
     """
-    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, weight, labels)
+    loss: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, labels
+    )
     return loss
 
 
@@ -99,7 +101,9 @@ def chunked_divergence(
     hidden, teacher (M, K): what stands before each head; weights (V, K). Gradients reach hidden
     and weight.
     """
-    loss: torch.Tensor = _ChunkedDivergence.apply(hidden, weight, teacher, teacher_weight)
+    loss: torch.Tensor = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, teacher, teacher_weight
+    )
     return loss
 
 

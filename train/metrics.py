@@ -35,9 +35,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(  # type: ignore[no-untyped-call]
-                str(run / "tensorboard"), purge_step=last_step + 1
-            )
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step."""
@@ -73,7 +71,7 @@ def flops_per_token(
     """
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    attention = 4 * config.num_hidden_layers * heads * size * keys
+    attention: float = 4 * config.num_hidden_layers * heads * size * keys
     products = 2.0 * (n_linear + n_head)
     return products * (2 + learned_share) + 3 * attention
 

@@ -44,7 +44,7 @@ def write_result(
     for name in checkpoint.names():
         info = checkpoint.info(name)
         target = text_name(name, layout)
-        if target in trained:
+        if target is not None and target in trained:
             value = trained[target]
             writer.add_lazy(
                 name,
