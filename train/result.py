@@ -29,12 +29,13 @@ def write_result(
     checkpoint: Checkpoint,
     trained: Mapping[str, torch.Tensor],
     record: Mapping[str, Any],
+    files: Mapping[str, bytes],
     adapter: Path | None = None,
 ) -> None:
     """Write the checkpoint with its text decoder's tensors replaced, in the dtypes it has, to out.
 
     trained: by name in the text-only model. Tokenizer, chat template and licence files are copied;
-    metrics move from the run's folder, and an adapter's folder. out appears when all is there.
+    `files` are added, and the run's metrics and adapter. out appears when all is there.
     """
     building = run / "result"
     shutil.rmtree(building, ignore_errors=True)
@@ -55,6 +56,8 @@ def write_result(
             writer.add_lazy(name, info, partial(checkpoint.load, name))
     writer.finish(checkpoint.config, {"format": "pt"})
     checkpoint.copy_side_files(building)
+    for name, data in files.items():
+        atomic_write(building / name, data)
     shutil.copyfile(run / METRICS, building / METRICS)
     for folder in (run / "tensorboard", adapter):
         if folder is not None and folder.is_dir():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,15 @@ FREE = {"source", "corpus", "files", "micro_batch", "activation_checkpointing"}
 STATE_BYTES = 12  # a learned number in a checkpoint: itself and AdamW's two
 
 
-def run_training(config: Config, out: Path, data: Data, resume: bool, listen: Listen) -> None:
-    """Train a model on `data` and write it to `out`; see `pretrain` and `sft`."""
+def run_training(
+    config: Config,
+    out: Path,
+    data: Data,
+    resume: bool,
+    listen: Listen,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Train a model on `data` and write it, and `files`, to `out`; see `pretrain` and `sft`."""
     world = join_world()
     require_empty_dir(out)
     run = out.with_name(out.name + ".partial")
@@ -64,7 +72,7 @@ def run_training(config: Config, out: Path, data: Data, resume: bool, listen: Li
             "losses": [line["loss"] for line in read_metrics(run) if "loss" in line],
             "validation": trainer.validation,
         }
-        write_result(out, run, checkpoint, trained, record)
+        write_result(out, run, checkpoint, trained, record, files or {})
     world.gather(None)
 
 

@@ -26,3 +26,11 @@ def pretrain(config: ConfigFile, out: Out, set_: Set = None, resume: Resume = Fa
     from soroq.commands.train import run_pretrain
 
     run_pretrain(config, out, tuple(set_ or ()), resume)
+
+
+@commands.command()
+def sft(config: ConfigFile, out: Out, set_: Set = None, resume: Resume = False) -> None:
+    """Tune a model on conversations; only the answers are learned."""
+    from soroq.commands.train import run_sft
+
+    run_sft(config, out, tuple(set_ or ()), resume)

@@ -12,12 +12,25 @@ Listen = Callable[[int, int, str], None]
 
 
 def run_pretrain(path: Path, out: Path, overrides: tuple[str, ...], resume: bool) -> None:
-    from soroq.loading import load_tokenizer
     from soroq.train.pretrain import pretrain
+
+    _run(pretrain, path, out, overrides, resume)
+
+
+def run_sft(path: Path, out: Path, overrides: tuple[str, ...], resume: bool) -> None:
+    from soroq.train.sft import sft
+
+    _run(sft, path, out, overrides, resume)
+
+
+def _run(
+    train: Callable[..., None], path: Path, out: Path, overrides: tuple[str, ...], resume: bool
+) -> None:
+    from soroq.loading import load_tokenizer
 
     config = load_config(path, overrides)
     with _running(out) as listen:
-        pretrain(config, out, load_tokenizer(config.model.source), resume=resume, listen=listen)
+        train(config, out, load_tokenizer(config.model.source), resume=resume, listen=listen)
 
 
 @contextmanager
