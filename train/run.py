@@ -15,6 +15,7 @@ from soroq.train.config import Config
 from soroq.train.data import Data
 from soroq.train.distributed import join_world, shard, whole
 from soroq.train.loop import Listen, Trainer
+from soroq.train.lora import add_lora_, merged, save_adapter
 from soroq.train.metrics import read_metrics
 from soroq.train.model import LossModel, build_model, compute_dtype
 from soroq.train.result import write_result
@@ -48,10 +49,13 @@ def run_training(
         _begin(run, job, resume)
     world.gather(None)  # the others wait for the folder
     torch.manual_seed(config.train.seed)
-    model = LossModel(
-        build_model(checkpoint, torch.float32),
-        compute_dtype(config.train.compute, world.device),
-    ).to(world.device)
+    compute, lora = compute_dtype(config.train.compute, world.device), None
+    if config.model.lora_rank:
+        base = build_model(checkpoint, compute)  # frozen: no need of more bits
+        lora = add_lora_(base, config.model)
+    else:
+        base = build_model(checkpoint, torch.float32)
+    model = LossModel(base, compute).to(world.device)
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     if world.size > 1:
@@ -63,8 +67,12 @@ def run_training(
     trainer = Trainer(config, model, data, run, world)
     trainer.resume()
     trainer.fit(listen)
-    trained = {name: whole(value) for name, value in model.model.state_dict().items()}
+    learned = {name: whole(value) for name, value in model.learned()}
     if world.leads:
+        trained, adapter = learned, None
+        if lora is not None:
+            trained, adapter = dict(merged(learned, checkpoint, config.model)), run / "adapter"
+            save_adapter(adapter, learned, lora)
         record = {
             "format": "soroq-train-1",
             **job,
@@ -72,7 +80,7 @@ def run_training(
             "losses": [line["loss"] for line in read_metrics(run) if "loss" in line],
             "validation": trainer.validation,
         }
-        write_result(out, run, checkpoint, trained, record, files or {})
+        write_result(out, run, checkpoint, trained, record, files or {}, adapter)
     world.gather(None)
 
 
