@@ -17,7 +17,8 @@ from soroq.train.pretrain import pretrain
 
 # The mean over processes is another order of the same float32 sums, and AdamW's first steps divide
 # a gradient by its own size: what is near 0 may move by the rate, 1e-3, another way.
-LOSSES = {"rel": 2e-4}
+# Products of bfloat16 have 8 bits; over six steps what differs is 4e-4 of the loss.
+LOSSES = {"float32": 2e-4, "bfloat16": 2e-3}
 MEAN_DIFFERENCE = 2e-4
 
 PROCESS = """
@@ -117,10 +118,11 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
 @pytest.mark.parametrize("name", ["full", "lora-checkpointed", "muon-bfloat16", "handed-over"])
 def test_two_processes_learn_what_one_learns(runs: dict[str, tuple[Path, Path]], name: str) -> None:
     one, two = runs[name]
-    assert _losses(two) == pytest.approx(_losses(one), **LOSSES)
+    rel = LOSSES["bfloat16" if "bfloat16" in name else "float32"]
+    assert _losses(two) == pytest.approx(_losses(one), rel=rel)
     record, other = (json.loads((p / "soroq-train.json").read_text()) for p in (one, two))
     for step, languages in record["validation"].items():
-        assert other["validation"][step] == pytest.approx(languages, **LOSSES)
+        assert other["validation"][step] == pytest.approx(languages, rel=rel)
     assert record["learned_parameters"] == other["learned_parameters"]
     wanted = load_file(one / "model.safetensors")
     got = load_file(two / "model.safetensors")
