@@ -29,7 +29,7 @@ class ModelConfig:
 
     source: str
     lora_rank: int = 0
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     lora_targets: tuple[str, ...] = LORA_TARGETS
 
 

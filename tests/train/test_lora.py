@@ -15,7 +15,7 @@ from soroq.train.pretrain import pretrain
 
 # Merged weights are rounded to the checkpoint's bfloat16: 8 bits, over three blocks.
 MERGED = {"rtol": 0.0, "atol": 0.15}
-LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+LORA = {"lora_rank": 4, "lora_alpha": 8}
 
 
 def _run(tiny: Any, config: Any, out: Path, resume: bool = False) -> list[float]:
