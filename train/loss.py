@@ -2,10 +2,12 @@
 
     loss = chunked_cross_entropy(hidden, head_weight, labels)      # the sum, not the mean
 
-The logits of a few rows at a time are made, turned into the gradient of the loss (softmax minus
-one-hot) and multiplied back at once, in the forward pass; the backward pass only scales. So a head
-costs memory for CHUNK_BYTES of float32, whatever the batch is (the idea of Cut Cross-Entropy,
-arXiv 2411.09009, without its kernel).
+Logits are made for all tokens and a slice of the vocabulary at a time: once for the softmax's
+normalizer, and again for the gradient (softmax minus one-hot), which is multiplied back at once, in
+the forward pass; the backward pass only scales. So a head costs memory for CHUNK_BYTES of float32
+and its own gradient, whatever the batch is (the idea of Cut Cross-Entropy, arXiv 2411.09009, but in
+plain products). Slices of the vocabulary, not of the tokens: each row of the head's gradient is
+written once, where slices of tokens would add to all of it again and again.
 """
 
 from typing import Any
@@ -16,17 +18,9 @@ IGNORED = -100  # label of a token that is not learned
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # float32 logits in memory at a time
 
 
-def chunk_rows(vocabulary: int, device: str = "cpu") -> int:
-    """Return how many rows of logits are in memory at a time."""
-    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
-
-
-def _add_product_(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add a @ b to `total`, float32, in one pass where the types allow it."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def chunk_width(rows: int, device: str = "cpu") -> int:
+    """Return how many columns of logits are in memory at a time, for that many tokens."""
+    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * max(1, rows)))
 
 
 def dense_cross_entropy(
@@ -57,30 +51,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         learned = (labels != IGNORED).nonzero().flatten()
-        head = weight.detach().to(hidden.dtype)
+        rows, label = hidden.detach()[learned], labels[learned]
         wants_hidden, wants_weight, _ = ctx.needs_input_grad
-        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        width = chunk_width(len(rows), hidden.device.type)
+        starts = range(0, len(weight), width)
+        normalizer = torch.full(label.shape, -torch.inf, device=hidden.device)
+        chosen = torch.zeros(label.shape, device=hidden.device)
+        logits = torch.empty(0)
+        for start in starts:
+            logits = (rows @ _slice(weight, start, width, rows.dtype).T).float()
+            place, inside = _places(label, start, logits)
+            chosen = torch.where(inside, logits.gather(1, place)[:, 0], chosen)
+            normalizer = torch.logaddexp(normalizer, logits.logsumexp(-1))
+        grad_rows = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         grad_weight = None
         if wants_weight:
-            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for rows in learned.split(chunk_rows(len(weight), hidden.device.type)):
-            part, label = hidden[rows], labels[rows]
-            logits = (part @ head.T).float()
-            normalizer = logits.logsumexp(-1)
-            total += (normalizer - logits.gather(1, label[:, None])[:, 0]).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            gradient = logits.sub_(normalizer[:, None]).exp_()
-            gradient[torch.arange(len(rows), device=rows.device), label] -= 1
-            gradient = gradient.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = gradient @ head
+            grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        for start in starts if wants_hidden or wants_weight else ():
+            head = _slice(weight, start, width, rows.dtype)
+            if len(starts) > 1:
+                logits = (rows @ head.T).float()
+            place, inside = _places(label, start, logits)
+            softmax = logits.sub_(normalizer[:, None]).exp_()
+            gradient = softmax.scatter_add_(1, place, -inside[:, None].float()).to(rows.dtype)
+            if wants_hidden:
+                grad_rows += gradient @ head
             if grad_weight is not None:
-                _add_product_(grad_weight, gradient.T, part)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                grad_weight[start : start + width] = gradient.T @ rows
+        grad_hidden = torch.zeros_like(hidden).index_copy_(0, learned, grad_rows.to(hidden.dtype))
+        ctx.save_for_backward(grad_hidden if wants_hidden else None, grad_weight)
         ctx.weight_dtype = weight.dtype
-        return total
+        return (normalizer - chosen).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -91,6 +92,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None
+
+
+def _slice(weight: torch.Tensor, start: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    return weight.detach()[start : start + width].to(dtype)
+
+
+def _places(
+    label: torch.Tensor, start: int, logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the labels' columns (n, 1) in logits that begin at `start`, and which are there."""
+    place = label - start
+    return place.clamp(0, logits.shape[1] - 1)[:, None], (place >= 0) & (place < logits.shape[1])
 
 
 def chunked_divergence(
@@ -124,7 +137,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         if wants_weight:
             grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = max(1, chunk_rows(len(weight), hidden.device.type) // 2)
+        step = max(1, chunk_width(2 * len(weight), hidden.device.type))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             wanted = (teacher[rows] @ original.T).float().log_softmax(-1)
@@ -134,7 +147,7 @@ class _ChunkedDivergence(torch.autograd.Function):
             gradient = given.exp_().sub_(share).to(hidden.dtype)
             grad_hidden[rows] = gradient @ head
             if grad_weight is not None:
-                _add_product_(grad_weight, gradient.T, hidden[rows])
+                grad_weight += gradient.T @ hidden[rows]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total

@@ -53,4 +53,4 @@ def _adamw(
     groups: Iterable[tuple[list[nn.Parameter], float]], rate: float
 ) -> torch.optim.Optimizer | None:
     given = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
-    return torch.optim.AdamW(given, lr=rate, betas=BETAS) if given else None
+    return torch.optim.AdamW(given, lr=rate, betas=BETAS, fused=True) if given else None
