@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 IGNORED = -100  # label of a token that is not learned
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # float32 logits in memory at a time
+CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 512 << 20}  # float32 logits in memory at a time
 
 
 def chunk_width(rows: int, device: str = "cpu") -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from soroq.core.errors import OutputError, SchemeError
-from soroq.core.memory import keep_memory
 from soroq.io.checkpoint import open_checkpoint
 from soroq.io.writer import atomic_write, make_folder, require_disk_space, require_empty_dir
 from soroq.train.config import Config
@@ -38,8 +37,6 @@ def run_training(
 ) -> None:
     """Train a model on `data` and write it, and `files`, to `out`; see `pretrain` and `sft`."""
     world = join_world()
-    if world.device.type == "cpu":
-        keep_memory()
     require_empty_dir(out)
     run = out.with_name(out.name + ".partial")
     checkpoint = open_checkpoint(config.model.source)

@@ -88,10 +88,14 @@ def run_train_demo(out: Path, steps: int, model: str = "gemma3-270m") -> None:
 @contextmanager
 def _running(out: Path) -> Iterator[Listen]:
     """Yield a listener for a run into `out`; tell, if it is interrupted, how to go on."""
+    from soroq.core.memory import keep_memory
     from soroq.train.distributed import join_world
 
+    world = join_world()
+    if world.device.type == "cpu":
+        keep_memory()
     try:
-        if not join_world().leads:
+        if not world.leads:
             yield lambda done, total, what: None
             return
         with console.train_progress() as listen:
