@@ -73,7 +73,7 @@ def run_train_demo(out: Path, steps: int, model: str = "gemma3-270m") -> None:
     if not quantized.exists():
         say(f"4. soroq quantize --scheme int8-rtn → {quantized}")
         with console.block_progress() as progress:
-            recipe = Recipe(get_scheme("int8-rtn"))
+            recipe = Recipe(get_scheme("int8-rtn", group_size=64))
             quantize(str(tuned), quantized, recipe=recipe, calibration=None, listen=progress)
     for folder in (pretrained, tuned):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """A tiny Gemma 3, its tokenizer, and a corpus of two languages in its tokens."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         "en": [ENGLISH * k for k in range(1, 9)],
     }
     return Tiny(model, tokenizer, write_corpus(root / "corpus", tokenizer, texts))
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Tiny:
+    """The tiny model with Gemma's marks in its vocabulary, and no template."""
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(tiny.model, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]}
+    )
+    tokenizer.save_pretrained(folder)
+    return replace(tiny, model=folder, tokenizer=load_tokenizer(folder))

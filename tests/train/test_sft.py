@@ -99,22 +99,6 @@ def test_a_missing_or_unknown_file_is_named(tmp_path: Path) -> None:
         list(read_conversations(tmp_path / "c.csv"))
 
 
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Any:
-    """The tiny model with Gemma's marks in its vocabulary, and no template."""
-    import shutil
-    from dataclasses import replace
-
-    folder = tmp_path_factory.mktemp("chat") / "model"
-    shutil.copytree(tiny.model, folder)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]}
-    )
-    tokenizer.save_pretrained(folder)
-    return replace(tiny, model=folder, tokenizer=load_tokenizer(folder))
-
-
 def _learned(chat: Any, conversation: Conversation) -> list[str]:
     """Return the stretches of text that are learned."""
     example = ChatForm(chat.tokenizer).encode(conversation)
