@@ -1,6 +1,6 @@
 """Several processes: each takes its part of a batch, and of the weights (FSDP2).
 
-    torchrun --nproc-per-node 8 -m soroq.cli train pretrain --config FILE -o OUT
+    torchrun --nproc-per-node 8 --no-python soroq train pretrain --config FILE -o OUT
 
 A checkpoint holds whole tensors, so a run may go on with another number of processes: which
 sequences are in a batch doesn't depend on it. (PyTorch: torch.distributed.fsdp.fully_shard)

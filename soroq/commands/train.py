@@ -77,12 +77,10 @@ def run_train_demo(out: Path, steps: int, model: str = "gemma3-270m") -> None:
             quantize(str(tuned), quantized, recipe=recipe, calibration=None, listen=progress)
     for folder in (pretrained, tuned):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        rows_ = [
-            [step, *(f"{v:.3f}" for v in found.values())]
-            for step, found in record["validation"].items()
-        ]
-        languages = list(record["validation"]["0"])
-        console.table(f"{folder}: validation, nats a token", ["step", *languages], rows_)
+        say(f"{folder}: validation loss, nats a token", highlight=False)
+        for step, losses in record["validation"].items():
+            shown = ", ".join(f"{language} {loss:.3f}" for language, loss in losses.items())
+            say(f"  step {step}: {shown}", highlight=False)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def test_the_demo_pretrains_tunes_and_quantizes(
     assert (tmp_path / "tuned-int8" / "soroq.json").is_file()
     assert load_tokenizer(tmp_path / "tuned-int8").chat_template
     shown = capsys.readouterr()
-    assert "validation, nats a token" in shown.out
+    assert "step 2: en " in shown.out
     run_train_demo(tmp_path, 2, str(chat.model))  # what is there is kept
     assert "tokens/s" not in capsys.readouterr().err
 
