@@ -94,12 +94,12 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
     from soroq.io.checkpoint import open_checkpoint
     from soroq.loading import load_tokenizer
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def __init__(self) -> None:
             self.seconds: list[float] = []
             self.losses: list[float] = []
@@ -113,8 +113,8 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[float]]:
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - self._begun)
 
-        def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
-            if "loss" in logs:
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            if "loss" in (logs := kwargs["logs"]):
                 self.losses.append(logs["loss"])
 
     model = AutoModelForCausalLM.from_pretrained(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from soroq.core.errors import CheckpointError, OutputError
 from soroq.io.safetensors_file import fsync_directory
@@ -43,13 +44,14 @@ def save_checkpoint(
     make_folder(building)
     try:
         tensors = {name: tensor.detach().contiguous() for name, tensor in learned.items()}
-        atomic_write(building / "learned.safetensors", save(tensors))
+        save_file(tensors, building / "learned.safetensors")
+        fsync_file(building / "learned.safetensors")
         atomic_save(building / "optimizer.pt", lambda file: torch.save(optimizer, file))
         atomic_write(building / "state.json", json.dumps(state, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         os.replace(building, final)
         fsync_directory(root)
-    except (OSError, RuntimeError, OutputError) as error:  # torch.save raises RuntimeErrors
+    except (OSError, RuntimeError, SafetensorError, OutputError) as error:
         shutil.rmtree(building, ignore_errors=True)
         last = latest_checkpoint(run)
         kept = f"the checkpoint before it is whole: {last}" if last else "there is none before it"
@@ -57,6 +59,12 @@ def save_checkpoint(
     for old in _steps(run)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def fsync_file(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def latest_checkpoint(run: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,14 +32,14 @@ def read_pretraining_data(config: Config, tokenizer: Any) -> Data:
     Raises CalibrationError for a corpus that is missing, empty, of another tokenizer, or in another
     language than it says.
     """
-    from pathlib import Path
-
     if not config.data.corpus:
         raise CalibrationError("data.corpus is missing: a directory of `soroq train corpus`")
     corpus = read_corpus(Path(config.data.corpus))
     refuse_other_tokenizer(corpus, tokenizer)
-    shares = dict(config.data.shares) or dict.fromkeys(corpus.languages("train"), 1.0)
-    if not shares:
+    shares = dict(config.data.shares) or {
+        language: float(corpus.tokens("train", language)) for language in corpus.languages("train")
+    }
+    if not any(shares.values()):
         raise CalibrationError(f"{corpus.path} has no text to train on; build the corpus anew")
     seq_len, seed = config.data.seq_len, config.train.seed
     streams = {}

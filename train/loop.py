@@ -7,10 +7,9 @@ alone: a run that was killed and resumed has the same weights, bit for bit on a 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -224,7 +223,7 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def named_memory(config: Config) -> Any:
+def named_memory(config: Config) -> Iterator[None]:
     """Turn running out of memory into one line that names what to turn down."""
     try:
         yield

@@ -17,7 +17,6 @@ from soroq.io.checkpoint import Checkpoint
 from soroq.io.writer import atomic_write, make_folder
 from soroq.models.registry import find_layout
 from soroq.train.config import ModelConfig
-from soroq.train.model import text_name
 
 NAME = "default"  # what peft calls an adapter
 A, B = f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"
@@ -61,7 +60,7 @@ def merged(
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     scale = config.lora_alpha / config.lora_rank
     for stored in checkpoint.names():
-        name = text_name(stored, layout) or ""
+        name = layout.text_name(stored) or ""
         module = name.removesuffix(".weight")
         if module + A in learned:
             weight = checkpoint.load(stored, dtype=torch.float32)

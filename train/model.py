@@ -16,17 +16,9 @@ from torch import nn
 
 from soroq.core.errors import CheckpointError
 from soroq.io.checkpoint import Checkpoint
-from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
 from soroq.train.loss import chunked_cross_entropy
-
-
-def text_name(name: str, layout: DecoderLayout) -> str | None:
-    """Return a checkpoint tensor's name in the text-only model, None if it isn't part of it."""
-    if name.startswith(layout.prefix):
-        return "model." + name.removeprefix(layout.prefix)
-    return name.removeprefix("language_model.") if "lm_head" in name else None
 
 
 def build_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -44,7 +36,7 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     tied = bool(model.config.tie_word_embeddings)
     state: dict[str, torch.Tensor] = {}
     for name in checkpoint.names():
-        target = text_name(name, layout)
+        target = layout.text_name(name)
         if target is not None and not (tied and target == "lm_head.weight"):
             state[target] = checkpoint.load(name, dtype=dtype)
     try:

@@ -181,6 +181,10 @@ class Packer:
         streams = {name: stream.state() for name, stream in self._streams.items()}
         return {"taken": dict(self._taken), "streams": streams}
 
+    def rounds(self) -> dict[str, int]:
+        """Return how often each language's text was read to its end."""
+        return {name: int(stream.state()["epoch"]) for name, stream in self._streams.items()}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         self._taken = {name: int(state["taken"][name]) for name in self._shares}
         for name, stream in self._streams.items():

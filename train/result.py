@@ -17,7 +17,6 @@ from soroq.io.safetensors_file import TensorInfo
 from soroq.io.writer import ShardedWriter, atomic_write, make_folder
 from soroq.models.registry import find_layout
 from soroq.train.metrics import FILE as METRICS
-from soroq.train.model import text_name
 
 RECORD = "soroq-train.json"
 PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "peft")
@@ -44,7 +43,7 @@ def write_result(
     writer = ShardedWriter(building)
     for name in checkpoint.names():
         info = checkpoint.info(name)
-        target = text_name(name, layout)
+        target = layout.text_name(name)
         if target is not None and target in trained:
             value = trained[target]
             writer.add_lazy(

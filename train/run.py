@@ -11,6 +11,7 @@ import torch
 from soroq.core.errors import OutputError, SchemeError
 from soroq.io.checkpoint import open_checkpoint
 from soroq.io.writer import atomic_write, make_folder, require_disk_space, require_empty_dir
+from soroq.train.checkpoint import latest_checkpoint
 from soroq.train.config import Config
 from soroq.train.data import Data
 from soroq.train.distributed import join_world, shard, whole
@@ -79,6 +80,7 @@ def run_training(
             "learned_parameters": n_learned,
             "losses": [line["loss"] for line in read_metrics(run) if "loss" in line],
             "validation": trainer.validation,
+            "rounds": data.packer.rounds(),
         }
         write_result(out, run, checkpoint, trained, record, files or {}, adapter)
     world.gather(None)
@@ -88,7 +90,7 @@ def _begin(run: Path, job: dict[str, Any], resume: bool) -> None:
     """Make the run's folder; raise unless what is in it is this job's and to be gone on with."""
     path = run / JOB
     job = json.loads(json.dumps(job))
-    if path.is_file():
+    if path.is_file() and latest_checkpoint(run):
         if not resume:
             raise OutputError(
                 f"{run} holds an unfinished run; go on with --resume, or delete it to begin anew"
