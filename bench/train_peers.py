@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from soroq.bench.record import append_record
+from soroq.core.memory import keep_memory
 
 CONTENDERS = ("soroq", "trl")
 RATE = 1e-5
@@ -44,7 +45,6 @@ def run_soroq(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Return each step's seconds and loss."""
     import torch
 
-    from soroq.core.memory import keep_memory
     from soroq.io.checkpoint import open_checkpoint
     from soroq.train.config import make_config
     from soroq.train.data import Data
@@ -54,7 +54,6 @@ def run_soroq(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     from soroq.train.model import LossModel, build_model, compute_dtype
     from soroq.train.packing import Packer, Stream
 
-    keep_memory()
     config = make_config(
         {
             "model": {"source": options.model},
@@ -165,6 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Race both in turns and append a record; 1 if their losses differ."""
     options = _parse(arguments)
     if options.worker:
+        if options.worker == "soroq":
+            keep_memory()  # as `soroq train` does
         seconds, losses = {"soroq": run_soroq, "trl": run_trl}[options.worker](options)
         print(json.dumps({"seconds": seconds, "losses": losses, "peak_bytes": peak_bytes()}))
         return 0

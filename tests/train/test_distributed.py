@@ -17,7 +17,7 @@ from soroq.train.pretrain import pretrain
 
 # The mean over processes is another order of the same float32 sums, and AdamW's first steps divide
 # a gradient by its own size: what is near 0 may move by the rate, 1e-3, another way.
-# Products of bfloat16 have 8 bits; over six steps what differs is 4e-4 of the loss.
+# Products of bfloat16 have 8 bits; over six steps what differed was 4e-4 of the loss.
 LOSSES = {"float32": 2e-4, "bfloat16": 2e-3}
 MEAN_DIFFERENCE = 2e-4
 
@@ -91,7 +91,7 @@ def _losses(out: Path) -> list[float]:
 def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Name → the result of one process, and of two."""
     root = tmp_path_factory.mktemp("distributed")
-    one_at_a_time = {"micro_batch": 1}
+    one_at_a_time = {"micro_batch": 1, "steps": 4}
     configs = {
         "full": tiny.config(train=one_at_a_time),
         "lora-checkpointed": tiny.config(
@@ -106,7 +106,7 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
         pretrain(config, root / name, tiny.tokenizer, resume=False, listen=lambda *_: None)
         jobs.append((config.to_json(), str(root / f"{name}-2"), False, 99))
     full = configs["full"].to_json()
-    jobs.append((full, str(root / "handed-over"), False, 4))  # stopped behind step 4
+    jobs.append((full, str(root / "handed-over"), False, 2))  # stopped behind step 2
     _together(jobs)
     pretrain(
         configs["full"], root / "handed-over", tiny.tokenizer, resume=True, listen=lambda *_: None
