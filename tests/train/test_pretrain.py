@@ -17,11 +17,16 @@ import soroq.train.loop as loop_module
 from soroq.core.errors import CalibrationError, NumericsError, OutputError, SoroqError
 from soroq.core.recipe import Recipe
 from soroq.core.schemes import get_scheme
+from soroq.io.checkpoint import open_checkpoint
 from soroq.loading import load, load_tokenizer
 from soroq.models.tiny import write_tiny_model
 from soroq.pipeline.run import quantize
 from soroq.train.config import Config
+from soroq.train.data import Data
+from soroq.train.distributed import join_world
 from soroq.train.metrics import read_metrics
+from soroq.train.model import build_model
+from soroq.train.packing import Packer, Stream
 from soroq.train.pretrain import pretrain
 
 # The same sums in another order; AdamW's first steps divide by their own size, so a weight whose
@@ -328,3 +333,24 @@ def test_llama_with_its_own_head_is_trained_too(tiny: Any, tmp_path: Path) -> No
     assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
     losses = _losses(tmp_path / "out")
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_mfu_counts_what_attention_really_sees(tiny: Any, tmp_path: Path) -> None:
+    """Pairs of tokens are counted one by one in each block's mask."""
+    model = loop_module.LossModel(
+        build_model(open_checkpoint(tiny.model), torch.float32), torch.float32
+    )
+    stream = Stream([torch.arange(2, 32), torch.arange(2, 42)], 70, 0)
+    packed = stream.next()
+    data = Data(Packer({"tg": stream}, {"tg": 1.0}), {}, {})
+    trainer = loop_module.Trainer(tiny.config(), model, data, tmp_path, join_world())
+    pairs, window = 0, 16
+    for kind in model.config.layer_types:
+        for length in (30, 40):
+            for query in range(length):
+                first = max(0, query - window + 1) if kind == "sliding_attention" else 0
+                pairs += query - first + 1
+    linears = 3 * (64 * 128 * 2 + 64 * 64 * 2 + 64 * 128 * 3)
+    head = 300 * 64
+    forward = 2 * (linears + head) + 4 * 4 * 32 * pairs / 70
+    assert trainer._flops([packed]) == pytest.approx(3 * forward)
