@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import soroq.train.loop as loop_module
 from soroq.core.errors import CalibrationError, NumericsError, OutputError, SoroqError
@@ -354,3 +355,14 @@ def test_mfu_counts_what_attention_really_sees(tiny: Any, tmp_path: Path) -> Non
     head = 300 * 64
     forward = 2 * (linears + head) + 4 * 4 * 32 * pairs / 70
     assert trainer._flops([packed]) == pytest.approx(3 * forward)
+
+
+def test_a_tied_head_that_is_stored_too_is_the_trained_one(tiny: Any, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny.model, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, model / "model.safetensors")
+    after = _run(tiny, tiny.config(model={"source": str(model)}), tmp_path / "out")
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(after["lm_head.weight"], tensors["lm_head.weight"])
