@@ -1,5 +1,6 @@
 # make demo   set up, then quantize the real Gemma 3 270M and show what came out
 # make test   set up, then lint, types and tests
+# make train-demo  pretrain, tune and quantize it for a few steps
 # make sanitize  the kernels' own test with the sanitizers of memory, undefined behaviour, threads
 #
 # Variables: PYTHON (default: the first Python 3.11 or newer that can build the extension),
@@ -21,7 +22,7 @@ PROBE := import sys, sysconfig, os, venv, ensurepip; \
   sys.exit(not (sys.version_info >= (3, 11) and \
   os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))))
 
-.PHONY: setup test sanitize demo lint types clean
+.PHONY: setup test sanitize demo train-demo lint types clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -66,6 +67,9 @@ sanitize: setup
 
 demo: setup
 	$(BIN)/soroq demo
+
+train-demo: setup
+	$(BIN)/soroq train demo
 
 lint: setup
 	$(BIN)/ruff check .

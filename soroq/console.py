@@ -79,6 +79,20 @@ def check_progress() -> Iterator[Callable[[int, int, str], None]]:
         yield listen
 
 
+@contextmanager
+def train_progress(unit: str = "step") -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a listener (steps done, total, what) of a training run; a line a step off terminals."""
+    with _progress(unit + " {task.completed:>3}/{task.total}") as bar:
+        task = bar.add_task("", total=None)
+
+        def listen(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+            if not err.is_terminal:
+                err.print(f"{unit} {done}/{total} {what}", highlight=False)
+
+        yield listen
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print rows under columns; numbers to the right."""
     view = Table(title=title, title_justify="left")

@@ -69,13 +69,13 @@ def load(
     state: dict[str, torch.Tensor] = {}
     parts = (part for module in stored.quantized for part in _parts(module))
     for name in sorted(names.difference(parts)):
-        target = _target(name, layout.prefix)
+        target = layout.text_name(name)
         if target is not None:
             keep = late and len(checkpoint.info(name).shape) == 2
             _refuse_other_shape(name, checkpoint.info(name).shape, shapes.get(target))
             state[target] = checkpoint.load(name, dtype=None if keep else dtype)
     for module in sorted(stored.quantized):
-        target = _target(module, layout.prefix)
+        target = layout.text_name(module)
         if target is None:
             continue
         bias = state.pop(f"{target}.bias", None)
@@ -188,13 +188,6 @@ class StoredMatrix:
 def _parts(module: str) -> tuple[str, ...]:
     suffixes = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
     return (*(f"{module}.{suffix}" for suffix in suffixes), f"{module}.input_scale")
-
-
-def _target(name: str, prefix: str) -> str | None:
-    """Return a tensor's name in the text-only model, None if it isn't part of it."""
-    if name.startswith(prefix):
-        return "model." + name.removeprefix(prefix)
-    return name.removeprefix("language_model.") if "lm_head" in name else None
 
 
 def _refuse_other_shape(name: str, shape: Sequence[int], wanted: Sequence[int] | None) -> None:

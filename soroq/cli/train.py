@@ -1,10 +1,74 @@
 """`soroq train`: from raw text to a checkpoint that `soroq quantize` takes."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 commands = typer.Typer(no_args_is_help=True, help="Corpus, pretraining and tuning.")
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="A TOML file; see docs/train.md.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The new directory.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="table.key=value instead of the file's.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
 
 
 @commands.callback()
 def _train() -> None:
     """Corpus, pretraining and tuning."""
+
+
+@commands.command()
+def pretrain(config: ConfigFile, out: Out, set_: Set = None, resume: Resume = False) -> None:
+    """Continue a model's pretraining on a corpus: all weights, or adapters."""
+    from soroq.commands.train import run_pretrain
+
+    run_pretrain(config, out, tuple(set_ or ()), resume)
+
+
+@commands.command()
+def sft(config: ConfigFile, out: Out, set_: Set = None, resume: Resume = False) -> None:
+    """Tune a model on conversations; only the answers are learned."""
+    from soroq.commands.train import run_sft
+
+    run_sft(config, out, tuple(set_ or ()), resume)
+
+
+@commands.command("teacher-data")
+def teacher_data(
+    outline: Annotated[Path, typer.Argument(help="Subjects and topics; see docs/train.md.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The JSONL file to write.")],
+    model: Annotated[str, typer.Option(help="Who answers: a model directory or .gguf file.")],
+    tries: Annotated[int, typer.Option(help="Answers to a question until one passes.", min=1)] = 2,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.8,
+    min_words: Annotated[int, typer.Option(min=1)] = 8,
+    max_words: Annotated[int, typer.Option(min=1)] = 400,
+    language: Annotated[str, typer.Option(help="tg, ru, uz or en.")] = "tg",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    resume: Resume = False,
+) -> None:
+    """Let a local model answer a curriculum's questions; keep what passes the checks."""
+    from soroq.commands.teacher import TeacherRequest, run_teacher_data
+
+    limits = (min_words, max_words)
+    run_teacher_data(
+        TeacherRequest(
+            outline, out, model, tries, max_tokens, temperature, limits, language, device, resume
+        )
+    )
+
+
+@commands.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="A folder for all of it.")] = Path(
+        "train-demo"
+    ),
+    steps: Annotated[int, typer.Option(help="Steps of pretraining and of tuning.", min=1)] = 4,
+) -> None:
+    """Pretrain and tune the real Gemma 3 270M for a few steps, then quantize the result."""
+    from soroq.commands.train import run_train_demo
+
+    run_train_demo(out, steps)

@@ -93,6 +93,12 @@ class DecoderLayout:
     def block(self, index: int) -> str:
         return f"{self.prefix}layers.{index}"
 
+    def text_name(self, name: str) -> str | None:
+        """Return a tensor's name in the text-only model, None if it isn't part of it."""
+        if name.startswith(self.prefix):
+            return "model." + name.removeprefix(self.prefix)
+        return name.removeprefix("language_model.") if "lm_head" in name else None
+
     @property
     def embedding(self) -> str:
         return f"{self.prefix}embed_tokens.weight"
