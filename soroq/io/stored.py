@@ -102,7 +102,7 @@ class StoredMatrix:
 
 
 class DecodedMatrix(StoredMatrix):
-    """A matrix whose words lie along other axes than rows: decoded whole at the first rows asked."""
+    """A matrix whose words don't lie along rows: decoded whole when rows are first asked for."""
 
     def __init__(
         self, checkpoint: Checkpoint, module: str, args: QuantArgs, format_: Format

@@ -5,7 +5,8 @@ the lowest bits; qzeros int32 (K/G, N/8) in the same order; scales float16 (K/G,
 
     W[n, k] = (q[k, n] − z[k // G, n]) · scales[k // G, n]
 
-There is no symmetric form: symmetric weights are stored with the zero point 8 and read back with it.
+There is no symmetric form: symmetric weights are stored, and read back, with the
+zero point 8.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from soroq.core.scheme import QuantArgs
 from soroq.io.formats.shared import (
     Group,
     as_float16,
+    check_groups,
     read_args,
     refuse_beyond_integers,
     take,
@@ -44,12 +46,7 @@ def decode(module: str, tensors: Mapping[str, torch.Tensor], args: QuantArgs) ->
     qweight, scales = take(module, tensors, "qweight", 2), take(module, tensors, "scales", 2)
     qzeros = take(module, tensors, "qzeros", 2)
     K, N = qweight.shape[0], qweight.shape[1] * 8
-    groups = -(-K // (args.group_size or K))
-    if tuple(scales.shape) != (groups, N) or tuple(qzeros.shape) != (groups, N // 8):
-        raise CheckpointError(
-            f"{module}: scales {tuple(scales.shape)} and qzeros {tuple(qzeros.shape)} don't fit "
-            f"qweight {tuple(qweight.shape)} in groups of {args.group_size or K}"
-        )
+    check_groups(module, qweight, scales, qzeros, (K, N), args)
     zeros = _unpack(qzeros).t().contiguous()
     return QuantizedTensor(_unpack(qweight).t().contiguous(), scales.t().contiguous(), zeros, args)
 

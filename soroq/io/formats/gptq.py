@@ -22,6 +22,7 @@ from soroq.io.formats.refusal import FormatError
 from soroq.io.formats.shared import (
     Group,
     as_float16,
+    check_groups,
     read_args,
     refuse_beyond_integers,
     take,
@@ -63,12 +64,7 @@ def decode(
     per_word = 32 // args.bits
     K, N = qweight.shape[0] * per_word, qweight.shape[1]
     group = args.group_size or K
-    want = (-(-K // group), N)
-    if tuple(scales.shape) != want or tuple(qzeros.shape) != (want[0], -(-N // per_word)):
-        raise CheckpointError(
-            f"{module}: scales {tuple(scales.shape)} and qzeros {tuple(qzeros.shape)} don't fit "
-            f"qweight {tuple(qweight.shape)} in groups of {group}"
-        )
+    groups = check_groups(module, qweight, scales, qzeros, (K, N), args)
     codes = unpack_rows(qweight.t().contiguous(), args.bits, K)
     zeros = unpack_rows(qzeros, args.bits, N).t()
     if not v2:
@@ -82,7 +78,7 @@ def decode(
     index = tensors.get(f"{module}.g_idx")
     natural = torch.arange(K) // group
     if index is not None:
-        if tuple(index.shape) != (K,) or not 0 <= int(index.min()) <= int(index.max()) < want[0]:
+        if tuple(index.shape) != (K,) or not 0 <= int(index.min()) <= int(index.max()) < groups:
             raise CheckpointError(f"{module}: g_idx does not name a group for each of {K} columns")
         if not torch.equal(index.long(), natural):
             one = QuantArgs(bits=args.bits, group_size=1, symmetric=args.symmetric)

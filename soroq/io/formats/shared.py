@@ -74,3 +74,29 @@ def take(
     if tensor.dim() != dimensions:
         raise CheckpointError(f"{module}.{part}: shape {tuple(tensor.shape)} is not a matrix")
     return tensor
+
+
+def check_groups(
+    module: str,
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    qzeros: torch.Tensor,
+    columns_rows: tuple[int, int],
+    args: QuantArgs,
+) -> int:
+    """Return the number of groups of a weight of K columns and N rows.
+
+    Raises CheckpointError unless K is whole groups and scales and qzeros are (K/G, N), (K/G, N/P).
+    """
+    K, N = columns_rows
+    group = args.group_size or K
+    groups = K // group if group else 0
+    words = -(-N // (32 // args.bits))
+    fits = groups * group == K and groups > 0
+    if not fits or scales.shape != (groups, N) or qzeros.shape != (groups, words):
+        raise CheckpointError(
+            f"{module}: scales {tuple(scales.shape)} and qzeros {tuple(qzeros.shape)} don't fit "
+            f"qweight {tuple(qweight.shape)} in groups of {group}; the file is damaged or its "
+            "config.json is another's"
+        )
+    return groups
