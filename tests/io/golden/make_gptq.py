@@ -3,8 +3,8 @@
     python tests/io/golden/make_gptq.py FOLDER
 
 Needs gptqmodel 7.6.0, optimum 2.3.0 and numpy 2.2.6. Nothing of soroq's formats is used: soroq only
-writes the random model that is quantized. Beside each checkpoint lie `dense.safetensors`, its weights as
-gptqmodel's own torch kernel unpacks them.
+writes the random model that is quantized. Beside each checkpoint lies `dense.safetensors`: its
+weights (N, K) as gptqmodel's own torch kernel unpacks them in float16.
 """
 
 import json
@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from soroq.models.tiny import write_tiny_model
 
 CASES = {
-    "gptq": dict(format=FORMAT.GPTQ, sym=True, desc_act=False),
-    "gptq-asym": dict(format=FORMAT.GPTQ, sym=False, desc_act=False),
-    "gptq-v2": dict(format=FORMAT.GPTQ_V2, sym=True, desc_act=False),
-    "gptq-desc-act": dict(format=FORMAT.GPTQ, sym=True, desc_act=True),
+    "gptq": {"format": FORMAT.GPTQ, "sym": True, "desc_act": False},
+    "gptq-asym": {"format": FORMAT.GPTQ, "sym": False, "desc_act": False},
+    "gptq-v2": {"format": FORMAT.GPTQ_V2, "sym": True, "desc_act": False},
+    "gptq-desc-act": {"format": FORMAT.GPTQ, "sym": True, "desc_act": True},
 }
 
 
@@ -45,15 +45,18 @@ def main(folder: Path) -> None:
         model = GPTQModel.load(str(base), QuantizeConfig(bits=4, group_size=32, **options))
         model.quantize(texts, batch_size=1)
         model.save(str(out))
-        loaded = GPTQModel.load(str(out), backend=BACKEND.TORCH, device="cpu")
+        loaded = GPTQModel.load(str(out), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
         dense = {}
         for path, module in loaded.model.named_modules():
             if hasattr(module, "qweight"):
                 dense[path] = module.dequantize_weight().t().contiguous().float()
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
-        for file in ("config.json", "model.safetensors"):
-            shutil.copyfile(out / file, target / file)
+        shutil.copyfile(out / "model.safetensors", target / "model.safetensors")
+        config = json.loads((out / "config.json").read_text())
+        meta = config["quantization_config"].get("meta", {})
+        meta.pop("offload_to_disk_path", None)  # a path of the machine it ran on
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file(dense, target / "dense.safetensors")
         print(
             name, len(dense), json.loads((out / "config.json").read_text())["quantization_config"]
