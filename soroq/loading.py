@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from soroq.core.errors import CheckpointError, NumericsError
+from soroq.core.errors import CheckpointError
 from soroq.core.memory import release_memory
-from soroq.core.packing import unpack_columns
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.io.checkpoint import Checkpoint, open_checkpoint
-from soroq.io.formats.compressed_tensors import decode, parse_config
+from soroq.io.stored import StoredWeights
 from soroq.kernels.panels import is_built, pack
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
@@ -31,8 +30,6 @@ from soroq.nn.late import LateEmbedding, LateLinear
 from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
 from soroq.nn.panels import PanelEmbedding, PanelLinear
 from soroq.nn.tiled import put, tile_model
-
-Group = tuple[list[str], QuantArgs, QuantArgs | None]
 
 
 def load(
@@ -67,8 +64,7 @@ def load(
     stored = StoredWeights(checkpoint)
     on_panels = packed and not late and not tiled and precision is not None and is_built()
     state: dict[str, torch.Tensor] = {}
-    parts = (part for module in stored.quantized for part in _parts(module))
-    for name in sorted(names.difference(parts)):
+    for name in sorted(names.difference(stored.parts())):
         target = _target(name, layout.prefix)
         if target is not None:
             keep = late and len(checkpoint.info(name).shape) == 2
@@ -114,82 +110,6 @@ def load(
     return model.to(device).requires_grad_(False).eval()
 
 
-class StoredWeights:
-    """The matrices of a checkpoint as they are stored: quantized or not.
-
-    quantized: the modules that are.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._names = set(checkpoint.names())
-        config = checkpoint.config.get("quantization_config")
-        self._groups: list[Group] = parse_config(config) if config else []
-        ending = ".weight_scale"
-        self.quantized = {n.removesuffix(ending) for n in self._names if n.endswith(ending)}
-
-    def open(self, module: str) -> "StoredMatrix":
-        """Return a module's weight without reading it. Raises CheckpointError if it isn't there."""
-        args = _arguments(module, self._groups)[0] if module in self.quantized else None
-        return StoredMatrix(self._checkpoint, module, args)
-
-    def load_quantized(
-        self, module: str
-    ) -> tuple[QuantizedTensor, QuantArgs | None, torch.Tensor | None]:
-        """Return a quantized weight, how its input is rounded, and that rounding's fixed scale."""
-        args, activation = _arguments(module, self._groups)
-        parts = [part for part in _parts(module) if part in self._names]
-        tensors = {part: self._checkpoint.load(part) for part in parts}
-        return decode(module, tensors, args), activation, tensors.get(f"{module}.input_scale")
-
-
-class StoredMatrix:
-    """One matrix (N, K) of a checkpoint, read some rows at a time (a `panels.RowSource`).
-
-    args: None if it isn't quantized.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, module: str, args: QuantArgs | None) -> None:
-        self._checkpoint, self._module, self.args = checkpoint, module, args
-        self.scale_dtype = torch.bfloat16
-        self._zeros: torch.Tensor | None = None
-        if args is None or args.dtype == "float":
-            N, K = checkpoint.info(f"{module}.weight").shape
-        else:
-            N, K = checkpoint.load(f"{module}.weight_shape").tolist()
-            self.scale_dtype = checkpoint.info(f"{module}.weight_scale").dtype
-            if not args.symmetric:
-                zeros = checkpoint.load(f"{module}.weight_zero_point")
-                self._zeros = unpack_columns(zeros, args.bits, N)
-        self.shape = (N, K)
-
-    def rows(
-        self, start: int, stop: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Return rows as they are stored: words, scales and zero points, or values and None twice.
-
-        Raises NumericsError when values or scales are not finite.
-        """
-        index = torch.arange(start, stop)
-        if self.args is None:
-            return self._read("weight", index), None, None
-        zeros = None if self._zeros is None else self._zeros[start:stop]
-        return self._read("weight_packed", index), self._read("weight_scale", index), zeros
-
-    def _read(self, part: str, index: torch.Tensor) -> torch.Tensor:
-        rows = self._checkpoint.load_rows(f"{self._module}.{part}", index)
-        if rows.is_floating_point() and not bool(rows.isfinite().all()):
-            raise NumericsError(
-                f"{self._module}.{part}: values are NaN or infinite; the checkpoint is damaged"
-            )
-        return rows
-
-
-def _parts(module: str) -> tuple[str, ...]:
-    suffixes = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
-    return (*(f"{module}.{suffix}" for suffix in suffixes), f"{module}.input_scale")
-
-
 def _target(name: str, prefix: str) -> str | None:
     """Return a tensor's name in the text-only model, None if it isn't part of it."""
     if name.startswith(prefix):
@@ -202,16 +122,6 @@ def _refuse_other_shape(name: str, shape: Sequence[int], wanted: Sequence[int] |
         raise CheckpointError(
             f"{name}: shape {tuple(shape)} does not fit config.json, which says {tuple(wanted)}"
         )
-
-
-def _arguments(module: str, groups: list[Group]) -> tuple[QuantArgs, QuantArgs | None]:
-    for targets, weight, activation in groups:
-        if module in targets:
-            return weight, activation
-    for targets, weight, activation in groups:
-        if "Linear" in targets:
-            return weight, activation
-    raise CheckpointError(f"{module}: quantized, but no group of quantization_config names it")
 
 
 def _replace(

@@ -21,6 +21,7 @@ class Manifest:
 
     layers: module, scheme, method, bits_per_weight, error, error_rtn (see LayerReport), before
     distillation. distilled: what distillation gained (see DistillReport), None without.
+    converted: changes of format since, each with the hash of what it was converted from.
     """
 
     soroq_version: str
@@ -35,6 +36,7 @@ class Manifest:
     output_bytes: int
     quality: dict[str, Any] = field(default_factory=dict)
     distilled: dict[str, Any] | None = None
+    converted: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False) + "\n"

@@ -18,6 +18,14 @@ from soroq.core.scheme import QuantArgs, Scheme
 
 PACK = "pack-quantized"
 FLOAT = "float-quantized"
+PARTS = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "input_scale",
+)
 
 
 def encode(module: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
