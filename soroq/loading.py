@@ -62,7 +62,7 @@ def load(
     model = build_skeleton(layout.text_config)
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     stored = StoredWeights(checkpoint)
-    on_panels = packed and not late and not tiled and precision is not None and is_built()
+    on_panels = None if tiled or not is_built() else precision
     state: dict[str, torch.Tensor] = {}
     for name in sorted(names.difference(stored.parts())):
         target = _target(name, layout.prefix)
@@ -75,26 +75,21 @@ def load(
         if target is None:
             continue
         bias = state.pop(f"{target}.bias", None)
-        matrix = stored.open(module)
-        _refuse_other_shape(module, matrix.shape, shapes.get(f"{target}.weight"))
-        if on_panels and matrix.args is not None and matrix.args.dtype == "int":
-            assert precision is not None
-            linear = PanelLinear(pack(matrix), precision=precision, bias=bias)
-            if module + ".weight" == layout.embedding:
-                scale = _embedding_scale(model)
-                model.model.embed_tokens = PanelEmbedding(linear, scale, dtype)
-                model.lm_head = linear
-            else:
-                put(model, target, linear)
+        wanted = shapes.get(f"{target}.weight")
+        if packed and not late:
+            place_packed(
+                model, target, stored, module, wanted, bias=bias, dtype=dtype, precision=on_panels
+            )
             continue
         weight, activation, input_scale = stored.load_quantized(module)
+        _refuse_other_shape(module, weight.shape, wanted)
         if module + ".weight" == layout.embedding:
-            _replace_embedding(model, weight, dtype, packed, late, state)
+            _replace_embedding(model, weight, dtype, late, state)
         elif late:
             kept = LateLinear(weight, bias, activation=activation, input_scale=input_scale)
             put(model, target, kept)
         else:
-            _replace(model, target, weight, bias, activation, input_scale, dtype, packed)
+            _replace(model, target, weight, bias, activation, input_scale, dtype)
     _tie_head(state)
     if late:
         _keep_stored(model, state, dtype)
@@ -124,6 +119,43 @@ def _refuse_other_shape(name: str, shape: Sequence[int], wanted: Sequence[int] |
         )
 
 
+def place_packed(
+    model: nn.Module,
+    path: str,
+    stored: StoredWeights,
+    module: str,
+    wanted: Sequence[int] | None,
+    *,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    precision: str | None,
+) -> None:
+    """Put a stored weight, packed, in the place of `path`; an embedding becomes the head too.
+
+    precision: what panels multiply activations as; None keeps the stored words. wanted: the shape
+    that config.json promises; CheckpointError for another. Panels read slices of rows, so that the
+    weight is in memory once.
+    """
+    matrix = stored.open(module)
+    _refuse_other_shape(module, matrix.shape, wanted)
+    linear: PanelLinear | PackedLinear
+    if precision is not None and matrix.args is not None and matrix.args.dtype == "int":
+        linear = PanelLinear(pack(matrix), precision=precision, bias=bias)
+    else:
+        weight, activation, input_scale = stored.load_quantized(module)
+        linear = PackedLinear(weight, bias=bias, activation=activation, input_scale=input_scale)
+    if path.rpartition(".")[2] != "embed_tokens":
+        put(model, path, linear)
+        return
+    scale = _embedding_scale(model.get_submodule(path))
+    if isinstance(linear, PanelLinear):
+        put(model, path, PanelEmbedding(linear, scale, dtype))
+    else:
+        put(model, path, PackedEmbedding(linear, scale, dtype))
+    if hasattr(model, "lm_head"):
+        put(model, "lm_head", linear)
+
+
 def _replace(
     model: nn.Module,
     target: str,
@@ -132,20 +164,16 @@ def _replace(
     activation: QuantArgs | None,
     input_scale: torch.Tensor | None,
     dtype: torch.dtype,
-    packed: bool,
 ) -> None:
-    new: nn.Module
-    if packed:
-        new = PackedLinear(weight, bias=bias, activation=activation, input_scale=input_scale)
-    else:
-        dense = weight.dequantize(dtype)
-        if activation is None:
-            new = nn.Linear(dense.shape[1], dense.shape[0], bias=bias is not None, device="meta")
-            new.weight = nn.Parameter(dense, requires_grad=False)
-            if bias is not None:
-                new.bias = nn.Parameter(bias, requires_grad=False)
-        else:
-            new = RoundedLinear(dense, bias, activation, input_scale)
+    """Put a dequantized weight in the place of `target`."""
+    dense = weight.dequantize(dtype)
+    if activation is not None:
+        put(model, target, RoundedLinear(dense, bias, activation, input_scale))
+        return
+    new = nn.Linear(dense.shape[1], dense.shape[0], bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(dense, requires_grad=False)
+    if bias is not None:
+        new.bias = nn.Parameter(bias, requires_grad=False)
     put(model, target, new)
 
 
@@ -153,7 +181,9 @@ def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype)
     """Take the matrices of linears and the embedding out of `state` and hold them as stored."""
     if not isinstance(model.model.embed_tokens, LateEmbedding):
         embedding = state.pop("model.embed_tokens.weight")
-        model.model.embed_tokens = LateEmbedding(embedding, _embedding_scale(model), dtype)
+        model.model.embed_tokens = LateEmbedding(
+            embedding, _embedding_scale(model.model.embed_tokens), dtype
+        )
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
@@ -165,25 +195,21 @@ def _replace_embedding(
     model: Any,
     weight: QuantizedTensor,
     dtype: torch.dtype,
-    packed: bool,
     late: bool,
     state: dict[str, torch.Tensor],
 ) -> None:
     """Give the tied embedding and head one quantized tensor, or its dequantized copy."""
     if late:
-        model.model.embed_tokens = LateEmbedding(weight, _embedding_scale(model), dtype)
+        scale = _embedding_scale(model.model.embed_tokens)
+        model.model.embed_tokens = LateEmbedding(weight, scale, dtype)
         model.lm_head = LateLinear(weight)
-    elif packed:
-        shared = PackedLinear(weight)
-        model.model.embed_tokens = PackedEmbedding(shared, _embedding_scale(model), dtype)
-        model.lm_head = shared
     else:
         state["model.embed_tokens.weight"] = weight.dequantize(dtype)
 
 
-def _embedding_scale(model: Any) -> float:
+def _embedding_scale(embedding: nn.Module) -> float:
     """Return what embeddings are multiplied by: √hidden for Gemma, else 1."""
-    scale = getattr(model.model.embed_tokens, "embed_scale", None)
+    scale = getattr(embedding, "embed_scale", None)
     return 1.0 if scale is None else float(scale)
 
 

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {"core", "kernels"},
     "io": {"core", "nn"},
     "loading": {"core", "kernels", "models", "nn", "io"},
+    "hf": {"core", "kernels", "models", "nn", "io", "loading"},
     "decoder_facts": {"models", "nn"},
     "decoder": {"core", "kernels", "models", "nn", "io", "loading", "decoder_facts", "_cpu"},
     "manifest": _MAIN_JOB,

@@ -54,6 +54,19 @@ class StoredWeights:
         weight = self.format.decode(module, tensors, args)
         return weight, activation, tensors.get(f"{module}.input_scale")
 
+    def compressed(self, module: str) -> dict[str, torch.Tensor]:
+        """Return a module's tensors as compressed-tensors names them, whatever they are stored as.
+
+        Raises CheckpointError for a weight that compressed-tensors can't hold (GPTQ's desc_act).
+        """
+        target = FORMATS["compressed-tensors"]
+        if self.format is target:
+            return {part: self._checkpoint.load(part) for part in self._parts(module)}
+        weight, activation, _ = self.load_quantized(module)
+        if reason := target.refuses(weight.args, activation, weight.shape):
+            raise CheckpointError(f"{module}: {reason}")
+        return target.encode(module, weight)
+
     def _parts(self, module: str) -> list[str]:
         names = (f"{module}.{part}" for part in self.format.parts)
         return [name for name in names if name in self._names]

@@ -128,7 +128,7 @@ def parse_config(config: Mapping[str, Any]) -> list[tuple[list[str], QuantArgs, 
 
     Raises CheckpointError for numbers that soroq can't represent.
     """
-    if config.get("quant_method") != "compressed-tensors":
+    if config.get("quant_method") not in ("compressed-tensors", "soroq"):
         raise CheckpointError(
             f"quant_method {config.get('quant_method')!r} is not readable; compressed-tensors is"
         )

@@ -125,8 +125,10 @@ def format_of(config: Any) -> Format:
                 f"checkpoint_format {stored!r} is not readable; gptq, gptq_v2 are"
             )
         return FORMATS[names[stored]]
+    if method == "soroq":  # the same tensors and fields; transformers knows who is to open it
+        return FORMATS["compressed-tensors"]
     if method not in ("compressed-tensors", "awq"):
         raise CheckpointError(
-            f"quant_method {method!r} is not readable; awq, compressed-tensors and gptq are"
+            f"quant_method {method!r} is not readable; awq, compressed-tensors, gptq and soroq are"
         )
     return FORMATS[str(method)]
