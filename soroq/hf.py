@@ -20,8 +20,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.quantizers import register_quantization_config, register_quantizer
-from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.quantizers.auto import (
+    AutoHfQuantizer,
+    register_quantization_config,
+    register_quantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -41,7 +44,7 @@ COMPRESSED = "compressed-tensors"
 
 
 @register_quantization_config(METHOD)
-class SoroqConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class SoroqConfig(QuantizationConfigMixin):
     """How a quantized checkpoint is run: what to give `from_pretrained` as quantization_config.
 
     precision: what activations are multiplied as on a CPU: "exact", "int16", "int8", "int8-coarse";
@@ -57,7 +60,7 @@ class SoroqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         write_as: str | None = None,
         stored: dict[str, Any] | None = None,
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # an enumeration of their own
         if precision is not None and precision not in PRECISIONS:
             raise SchemeError(f"precision {precision!r} is not {', '.join(PRECISIONS)} or None")
         if write_as not in (None, METHOD, COMPRESSED):
@@ -102,8 +105,10 @@ class Placeholder(nn.Module):
 
 
 @register_quantizer(METHOD)
-class SoroqQuantizer(HfQuantizer):  # type: ignore[misc]
+class SoroqQuantizer(HfQuantizer):
     """Puts soroq's modules in the place of quantized linears, embedding and head."""
+
+    quantization_config: SoroqConfig
 
     def __init__(self, quantization_config: SoroqConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -255,9 +260,9 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
 _merge_configs = AutoHfQuantizer.merge_quantization_configs
 
 
-def _merge(cls: type, stored: Any, given: Any) -> Any:
+def _merge(stored: Any, given: Any) -> Any:
     """Let a SoroqConfig stand for what config.json says; the rest is transformers' own."""
     return given.over(stored) if isinstance(given, SoroqConfig) else _merge_configs(stored, given)
 
 
-AutoHfQuantizer.merge_quantization_configs = classmethod(_merge)
+setattr(AutoHfQuantizer, "merge_quantization_configs", staticmethod(_merge))  # noqa: B010

@@ -75,14 +75,14 @@ def load(
         if target is None:
             continue
         bias = state.pop(f"{target}.bias", None)
-        wanted = shapes.get(f"{target}.weight")
+        shape = shapes.get(f"{target}.weight")
         if packed and not late:
             place_packed(
-                model, target, stored, module, wanted, bias=bias, dtype=dtype, precision=on_panels
+                model, target, stored, module, shape, bias=bias, dtype=dtype, precision=on_panels
             )
             continue
         weight, activation, input_scale = stored.load_quantized(module)
-        _refuse_other_shape(module, weight.shape, wanted)
+        _refuse_other_shape(module, weight.shape, shape)
         if module + ".weight" == layout.embedding:
             _replace_embedding(model, weight, dtype, late, state)
         elif late:
