@@ -66,7 +66,7 @@ def convert(
     for name in checkpoint.names():
         if name not in inside or name.endswith(".input_scale"):
             writer.add_lazy(name, checkpoint.info(name), partial(checkpoint.load, name))
-    encode = _Encoder(stored, target)
+    encode = Encoder(stored, target)
     for module in modules:
         for name, info in parts[module].items():
             writer.add_lazy(name, info, partial(encode, module, name))
@@ -81,7 +81,7 @@ def convert(
     os.replace(building, out)
 
 
-class _Encoder:
+class Encoder:
     """Encodes the module asked for and keeps it, since its parts are asked for one by one."""
 
     def __init__(self, stored: StoredWeights, target: Format) -> None:
