@@ -33,13 +33,15 @@ def collect(
     checkpoint: Checkpoint,
     layout: DecoderLayout,
     recipe: Recipe,
-    method: str,
+    *,
+    folded: bool,
 ) -> list[dict[str, Any]]:
     """Write the tool's checkpoint `result` into `building` as soroq's; return a report a layer.
 
     Linears come from the tool; vectors (norms, which folds change, and biases) too, rounded to the
-    original's dtype; all other tensors from the original `checkpoint`. Raises BackendError when the
-    tool left a linear out, or stored it with other numbers than it was asked for.
+    original's dtype; all other tensors from the original `checkpoint`. folded: scale was moved between
+    norms and weights, which then aren't the original's any more. Raises BackendError when the tool
+    left a linear out, or stored it with other numbers than it was asked for.
     """
     theirs = open_checkpoint(result)
     stored = StoredWeights(theirs)
@@ -51,7 +53,6 @@ def collect(
             _copy(writer, checkpoint, theirs, name)
     encode = Encoder(stored, TARGET)
     layers = []
-    folded = _folded(checkpoint, theirs, layout)
     for module, scheme in schemes.items():
         weight, activation, input_scale = stored.load_quantized(module)
         _refuse_other_numbers(module, scheme, weight, activation)
@@ -60,7 +61,7 @@ def collect(
             raise BackendError(
                 f"{module}: the tool stored {weight.shape}, the original is {tuple(original.shape)}"
             )
-        layers.append(_report(module, scheme, method, weight, None if folded else original))
+        layers.append(_report(module, scheme, weight, None if folded else original))
         for name, tensor in TARGET.encode(module, weight).items():
             info = TensorInfo(tuple(tensor.shape), tensor.dtype, tensor.nbytes)
             writer.add_lazy(name, info, partial(encode, module, name))
@@ -97,12 +98,6 @@ def _refuse_other_numbers(
             raise BackendError(f"{module}: {what} asked for as {asked}, the tool stored {got}")
 
 
-def _vectors(checkpoint: Checkpoint, theirs: Checkpoint) -> list[str]:
-    """Return the names of vectors that the tool may have changed: norms and biases."""
-    there = set(theirs.names())
-    return [n for n in checkpoint.names() if n in there and len(checkpoint.info(n).shape) == 1]
-
-
 def _changed(checkpoint: Checkpoint, theirs: Checkpoint, name: str) -> torch.Tensor | None:
     """Return a vector as the tool left it, in the original's dtype; None if it is the same."""
     before = checkpoint.load(name)
@@ -110,16 +105,8 @@ def _changed(checkpoint: Checkpoint, theirs: Checkpoint, name: str) -> torch.Ten
     return None if torch.equal(before, after) else after
 
 
-def _folded(checkpoint: Checkpoint, theirs: Checkpoint, layout: DecoderLayout) -> bool:
-    """Whether scale moved between norms and weights, which then aren't the original's any more."""
-    inside = f"{layout.prefix}layers."
-    return any(
-        name.startswith(inside) and _changed(checkpoint, theirs, name) is not None
-        for name in _vectors(checkpoint, theirs)
-    )
-
-
 def _copy(writer: ShardedWriter, checkpoint: Checkpoint, theirs: Checkpoint, name: str) -> None:
+    """Add a tensor that isn't quantized: of the original, but for vectors that the tool changed."""
     if len(checkpoint.info(name).shape) == 1 and name in theirs.names():
         changed = _changed(checkpoint, theirs, name)
         if changed is not None:
@@ -131,7 +118,6 @@ def _copy(writer: ShardedWriter, checkpoint: Checkpoint, theirs: Checkpoint, nam
 def _report(
     module: str,
     scheme: Scheme,
-    method: str,
     weight: QuantizedTensor,
     original: torch.Tensor | None,
 ) -> dict[str, Any]:
@@ -143,7 +129,7 @@ def _report(
     report: dict[str, Any] = {
         "module": module,
         "scheme": scheme.name,
-        "method": method,
+        "method": scheme.method,
         "bits_per_weight": scheme.weight.bits_per_weight(
             weight.shape, 8 * weight.scales.element_size()
         ),

@@ -94,7 +94,7 @@ def quantize_with(
     building.mkdir()
     version = facts["versions"].get(get_tool(tool).requirements[0].partition("==")[0], "unknown")
     ran = _as_run(recipe, job, version)
-    layers = collect(result, building, checkpoint, layout, ran, ran.scheme.method)
+    layers = collect(result, building, checkpoint, layout, ran, folded=job.what == "AWQ")
     checkpoint.copy_side_files(building)
     manifest = Manifest(
         soroq_version=soroq.__version__,
