@@ -39,9 +39,9 @@ def collect(
     """Write the tool's checkpoint `result` into `building` as soroq's; return a report a layer.
 
     Linears come from the tool; vectors (norms, which folds change, and biases) too, rounded to the
-    original's dtype; all other tensors from the original `checkpoint`. folded: scale was moved between
-    norms and weights, which then aren't the original's any more. Raises BackendError when the tool
-    left a linear out, or stored it with other numbers than it was asked for.
+    original's dtype; all other tensors from the original `checkpoint`. folded: scale was moved
+    between norms and weights, which then aren't the original's any more. Raises BackendError when
+    the tool left a linear out, or stored it with other numbers than it was asked for.
     """
     theirs = open_checkpoint(result)
     stored = StoredWeights(theirs)

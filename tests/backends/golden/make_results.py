@@ -4,8 +4,8 @@
 
 PYTHON is of an environment with llmcompressor 0.14.0.1, compressed-tensors 0.19.0, gptqmodel 7.6.0,
 auto-round 0.15.1, optimum 2.3.0 and transformers 5.17.0 (made on a CPU). Each folder holds the
-tool's own checkpoint without the embedding, and `dense.safetensors`: two weights (N, K) as the tool's
-own modules multiply by them. Nothing that reads formats here is used.
+tool's own checkpoint without the embedding, and `dense.safetensors`: two weights (N, K) as the
+tool's own modules multiply by them. Nothing that reads formats here is used.
 """
 
 import json
