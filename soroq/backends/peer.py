@@ -9,7 +9,9 @@ import importlib.metadata
 import json
 import os
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +146,23 @@ def installed() -> dict[str, str]:
     return found
 
 
+def stop_with_parent() -> None:
+    """Kill this process and its workers soon after the one that started it has gone.
+
+    Only in a process group of its own: a killed soroq can't stop its tool any more, and the tool
+    would go on writing where a resumed run writes.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    if os.getpgid(0) == os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def main(path: Path) -> None:
     job = json.loads(path.read_text(encoding="utf-8"))
     if job["threads"]:
@@ -163,4 +182,5 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    stop_with_parent()
     main(Path(sys.argv[1]))

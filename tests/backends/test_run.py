@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -196,6 +197,35 @@ def test_an_interrupt_stops_the_tool_and_its_workers(base: Path, tmp_path: Path)
     while time.monotonic() < deadline and not all(map(_gone, pids)):
         time.sleep(0.05)
     assert all(map(_gone, pids)) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_soroq_takes_the_tool_with_it(tmp_path: Path) -> None:
+    tool = (
+        "import os, time, soroq.backends.peer as peer\n"
+        "peer.stop_with_parent()\n"
+        f"open({str(tmp_path / 'pid')!r} + '.tmp', 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(tmp_path / 'pid')!r} + '.tmp', {str(tmp_path / 'pid')!r})\n"
+        "time.sleep(60)"
+    )
+    starter = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {tool!r}], start_new_session=True)\n"
+        "time.sleep(60)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen([sys.executable, "-c", starter], cwd=root)
+    while not (tmp_path / "pid").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    pid = int((tmp_path / "pid").read_text())
+    assert not _gone(pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and not _gone(pid):
+        time.sleep(0.05)
+    assert _gone(pid)
 
 
 def test_a_python_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
