@@ -1,4 +1,4 @@
-"""transformers opens what soroq wrote and keeps its weights packed: `import soroq.hf` is enough.
+"""transformers opens what soroq wrote and keeps its weights packed, once soroq.hf is imported.
 
     import soroq.hf
     model = AutoModelForCausalLM.from_pretrained(

@@ -72,6 +72,9 @@ def describe(source: str | Path) -> Description:
         ("scheme", str(manifest.recipe["scheme"]["name"])),
         ("source", f"{manifest.source} (sha256 {manifest.source_sha256[:12]})"),
     ]
+    if manifest.backend:
+        b = manifest.backend
+        facts.append(("quantized by", f"{b['tool']} {b['version']}, {b['method']}"))
     if manifest.calibration:
         c = manifest.calibration
         facts.append(("calibration", f"{c['name']}, {c['n']} x {c['seq_len']}, {c['mix']}"))

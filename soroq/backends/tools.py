@@ -92,6 +92,7 @@ def _gptqmodel(recipe: Recipe, skipped: list[str]) -> dict[str, Any]:
         "group_size": -1 if weight.group_size is None else weight.group_size,
         "sym": weight.symmetric,
         "desc_act": False,
+        "act_group_aware": weight.group_size is not None,  # its default, which a row can't have
         "damp_percent": recipe.damp_ratio,
         "format": "gptq_v2",  # v1 can't hold a zero point of 0
         "dynamic": {f"-:^{re.escape(name)}$": {} for name in skipped},

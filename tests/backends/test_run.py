@@ -25,6 +25,7 @@ from soroq.calib.dataset import CalibrationSet, ids_sha256
 from soroq.core.errors import BackendError, OutputError, SchemeError
 from soroq.core.recipe import Recipe
 from soroq.core.schemes import get_scheme
+from soroq.inspection import describe
 from soroq.loading import load
 from soroq.manifest import Manifest, read_manifest
 from soroq.models.tiny import write_tiny_model
@@ -82,7 +83,7 @@ def _stand_in(folder: Path, mode: str) -> Path:
 
 def _calibration() -> CalibrationSet:
     ids = torch.randint(4, 260, (8, 64), generator=torch.Generator().manual_seed(0))
-    manifest = {"name": "t", "n": 8, "seq_len": 64, "sha256": ids_sha256(ids)}
+    manifest = {"name": "t", "n": 8, "seq_len": 64, "mix": {"tg": 1.0}, "sha256": ids_sha256(ids)}
     return CalibrationSet(ids, ("tg",) * 8, manifest)
 
 
@@ -105,6 +106,7 @@ def test_a_run_leaves_a_soroq_checkpoint_and_says_what_ran(base: Path, tmp_path:
     assert all(0 < layer["weight_error"] < 0.05 for layer in manifest.layers)
     assert manifest.recipe["scheme"]["method"] == "gptqmodel-GPTQ"
     assert "GPTQ of gptqmodel 7.6.0" in (tmp_path / "out" / "README.md").read_text()
+    assert ("quantized by", "gptqmodel 7.6.0, GPTQ") in describe(str(tmp_path / "out")).facts
     ids = torch.randint(4, 260, (1, 16))
     with torch.no_grad():
         assert bool(load(tmp_path / "out")(ids).logits.isfinite().all())

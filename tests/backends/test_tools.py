@@ -37,6 +37,7 @@ def test_gptqmodel_gets_numbers_damping_and_what_to_leave() -> None:
         "group_size": -1,
         "sym": True,
         "desc_act": False,
+        "act_group_aware": False,
         "damp_percent": 0.05,
         "format": "gptq_v2",
         "dynamic": {r"-:^model\.layers\.1\.mlp\.up_proj$": {}},
