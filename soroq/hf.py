@@ -117,6 +117,7 @@ class SoroqQuantizer(HfQuantizer):
         self._kept: set[str] = set()  # tensors of the model that transformers reads and writes
         self._layout: DecoderLayout | None = None
         self._decoder = ""
+        self._dtype: torch.dtype | None = None
         self._read: dict[str, tuple[int, int]] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -133,6 +134,11 @@ class SoroqQuantizer(HfQuantizer):
                 f"device_map names several devices ({places}); soroq keeps a model on one, "
                 "e.g. device_map='cuda:0' or 'cpu'"
             )
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Remember what is computed in, as asked for."""
+        self._dtype = dtype
+        return dtype
 
     def update_device_map(self, device_map: Any) -> Any:
         """Return one device for transformers' "auto" and its like."""
@@ -155,8 +161,8 @@ class SoroqQuantizer(HfQuantizer):
         self._layout = layout
         for module in sorted(stored.quantized):
             path = _path_of(module, layout.prefix, self._decoder)
-            if path is None:
-                continue
+            if path == "lm_head" and not hasattr(model, "lm_head"):
+                continue  # a decoder alone is built
             try:
                 old = model.get_submodule(path)
             except AttributeError as error:
@@ -167,8 +173,9 @@ class SoroqQuantizer(HfQuantizer):
             put(model, path, Placeholder(old))
             if module + ".weight" == layout.embedding and hasattr(model, "lm_head"):
                 put(model, "lm_head", Placeholder(model.lm_head))
-                model._tied_weights_keys = {}
-                model.all_tied_weights_keys = {}
+        if isinstance(getattr(model, "lm_head", None), Placeholder):
+            model._tied_weights_keys = {}
+            model.all_tied_weights_keys = {}
         self._kept = set(model.state_dict())
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
@@ -180,7 +187,11 @@ class SoroqQuantizer(HfQuantizer):
         assert self._checkpoint is not None and self._layout is not None
         device = next(model.parameters()).device
         on_gpu = runs_in_tiles(device)
-        dtype = model.dtype
+        dtype = self._dtype or model.dtype
+        if not model._get_dtype_plan(dtype):  # nothing is to stay in float32
+            for parameter in model.parameters():
+                # transformers leaves what it renamed (another prefix) in the stored dtype
+                parameter.data = parameter.data.to(dtype)
         stored = StoredWeights(self._checkpoint)
         precision = None if on_gpu or not is_built() else self.quantization_config.precision
         for module, path in self._paths.items():
@@ -237,11 +248,19 @@ def runs_in_tiles(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _path_of(module: str, prefix: str, decoder: str) -> str | None:
-    """Return where a stored module lies in the model, None if it isn't part of its text decoder."""
+def _path_of(module: str, prefix: str, decoder: str) -> str:
+    """Return where a stored module lies in the model.
+
+    Raises CheckpointError for one that is neither the head nor part of the text decoder.
+    """
     if module.startswith(prefix):
         return ".".join(filter(None, (decoder, module.removeprefix(prefix))))
-    return None
+    if module.rpartition(".")[2] == "lm_head":
+        return "lm_head"
+    raise CheckpointError(
+        f"{module}: quantized, but not part of the text decoder, which is all that soroq runs "
+        "packed; open it without SoroqConfig"
+    )
 
 
 def _names_of(stored: StoredWeights, prefix: str) -> str:

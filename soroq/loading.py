@@ -90,7 +90,8 @@ def load(
             put(model, target, kept)
         else:
             _replace(model, target, weight, bias, activation, input_scale, dtype)
-    _tie_head(state)
+    if not any(_target(module, layout.prefix) == "lm_head" for module in stored.quantized):
+        _tie_head(state)
     if late:
         _keep_stored(model, state, dtype)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)

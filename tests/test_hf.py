@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
 
 import soroq.hf
 from soroq.calib.dataset import CalibrationSet, ids_sha256
@@ -16,8 +17,10 @@ from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import get_scheme
 from soroq.hf import SoroqConfig
+from soroq.io.formats.compressed_tensors import encode
 from soroq.kernels import panels
 from soroq.loading import load
+from soroq.methods.rtn import quantize_rtn
 from soroq.models.tiny import write_tiny_model
 from soroq.nn.linear import PackedLinear
 from soroq.nn.panels import PanelLinear
@@ -159,6 +162,40 @@ def test_quant_method_soroq_needs_no_configuration(tmp_path: Path) -> None:
     assert torch.equal(_logits(load(tmp_path / "again")), _logits(load(out)))
 
 
+def test_a_decoder_without_a_head_opens_too(tmp_path: Path) -> None:
+    out = _quantized(tmp_path, "gemma3_text", "int4-rtn", group_size=32, embed=EMBED8)
+    model = AutoModel.from_pretrained(out, quantization_config=SoroqConfig(), dtype=torch.float32)
+    with torch.no_grad():
+        want = load(out).model(IDS).last_hidden_state
+        assert torch.equal(model(IDS).last_hidden_state, want)
+
+
+def _add_head(out: Path, module: str) -> None:
+    """Quantize the head too, as other tools do, under the name `module`."""
+    tensors = load_file(out / "model.safetensors")
+    weight = quantize_rtn(tensors.pop("lm_head.weight").float(), QuantArgs(group_size=32))
+    save_file(tensors | encode(module, weight), out / "model.safetensors", {"format": "pt"})
+
+
+def test_a_quantized_head_of_its_own_stays_packed(tmp_path: Path) -> None:
+    out = _quantized(tmp_path, "llama", "int4-rtn", group_size=32, symmetric=True)
+    _add_head(out, "lm_head")
+    model = _open(out)
+    assert isinstance(model.lm_head, PanelLinear | PackedLinear)
+    assert torch.equal(_logits(model), _logits(load(out)))
+    dense = _logits(load(out, packed=False))
+    torch.testing.assert_close(_logits(model), dense, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(_logits(_open(tmp_path / "again")), _logits(load(out)))
+
+
+def test_quantized_weights_outside_the_decoder_are_refused(tmp_path: Path) -> None:
+    out = _quantized(tmp_path, "llama", "int4-rtn", group_size=32, symmetric=True)
+    _add_head(out, "vision_tower.fc1")
+    with pytest.raises(CheckpointError, match="vision_tower.fc1: quantized, but not part of the"):
+        _open(out)
+
+
 @pytest.mark.parametrize("format_name", ["gptq", "awq"])
 def test_other_formats_open_and_are_saved_as_compressed_tensors(
     format_name: str, tmp_path: Path
@@ -177,8 +214,6 @@ def test_other_formats_open_and_are_saved_as_compressed_tensors(
 
 def bf16_to_f16(out: Path) -> None:
     """Round the scales to what float16 and bfloat16 both hold."""
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(out / "model.safetensors")
     for name in tensors:
         if name.endswith("weight_scale"):
