@@ -1,5 +1,6 @@
 """Start a tool in the Python that has it, hand its output through, and say how it ended."""
 
+import codecs
 import os
 import re
 import signal
@@ -44,11 +45,12 @@ def find_python(tool: Tool, given: Path | None) -> str:
 def run_tool(command: list[str], name: str, folder: Path, threads: int) -> None:
     """Run `command` in `folder`, its output on our stderr and in `peer.log`, until it ends.
 
-    Raises BackendError with the last line it said when it fails. Whatever stops us (an interrupt)
-    stops it, with everything it started.
+    Raises BackendError when it fails, with its last exception, or else the last line it said.
+    Whatever stops us (an interrupt) stops it, with everything it started.
     """
     log = folder / "peer.log"
     tail = b""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -65,7 +67,7 @@ def run_tool(command: list[str], name: str, folder: Path, threads: int) -> None:
             while piece := os.read(process.stdout.fileno(), 65536):
                 file.write(piece)
                 tail = (tail + piece)[-TAIL:]
-                sys.stderr.write(piece.decode("utf-8", "replace"))
+                sys.stderr.write(decode(piece))
                 sys.stderr.flush()
             code = process.wait()
         finally:
