@@ -158,6 +158,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(chat: Any) -> None:
         form.encode(Conversation(PAIR, "x"))
 
 
+def test_the_end_of_an_answer_is_a_mark_and_no_word(chat: Any) -> None:
+    form = ChatForm(chat.tokenizer)
+    mark = form.end_of(form.encode(Conversation(PAIR, "x")))
+    assert mark == chat.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    form.template = GEMMA_TEMPLATE.replace("<end_of_turn>", ".")
+    assert form.end_of(form.encode(Conversation(PAIR, "x"))) is None
+
+
 def test_a_tokenizer_without_template_and_marks_is_refused(tiny: Any) -> None:
     with pytest.raises(CalibrationError, match="no chat template"):
         ChatForm(tiny.tokenizer)
