@@ -41,13 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": _MAIN_JOB | {"manifest"},
     "backends": _MAIN_JOB | {"manifest", "pipeline"},
     "chat": {"core"},
+    "planning": {"core", "io"},
     "export": {"chat", "core", "decoder_facts", "kernels", "models", "nn", "io", "loading"},
     "train": {"core", "models", "calib", "io"},
     "bench": _ALL_BELOW_BENCH | {"train"},
     "inspection": _MAIN_JOB | {"manifest", "export"},
     "console": {"core", "pipeline"},
-    "commands": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console"},
-    "cli": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console", "commands"},
+    "commands": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console", "planning"},
+    "cli": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console", "planning", "commands"},
 }
 
 # A registry entry is an import too, only later.

@@ -95,6 +95,9 @@ def quantize(
         Path | None,
         typer.Option(help="The Python that has it.", envvar="SOROQ_BACKEND_PYTHON"),
     ] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="compressed-tensors, gptq, gptq-v2 or awq.")
+    ] = "compressed-tensors",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
@@ -125,6 +128,7 @@ def quantize(
             parse_budget(budget, max_size, max_dnll, sensitivity),
             backend,
             backend_python,
+            format_name,
             dry_run,
             resume,
             json_out,

@@ -1,6 +1,7 @@
 """quantize, calib build and schemes: build requests, call the library, print results."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,17 @@ from soroq.calib.dataset import CalibrationSet, load_calibration
 from soroq.calib.sources import Document, builtin_documents, read_documents
 from soroq.commands.budget import Budget, apply_budget
 from soroq.commands.calibration import build_set, parse_mix
+from soroq.commands.convert import run_convert
 from soroq.core.errors import CalibrationError, SchemeError
 from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
+from soroq.io.formats.refusal import FormatError
+from soroq.io.formats.registry import get_format
+from soroq.io.writer import require_empty_dir
+from soroq.manifest import MANIFEST
 
+OWN_FORMAT = "compressed-tensors"
 _EMBED = {
     "none": None,
     "int8": QuantArgs(bits=8, group_size=64),
@@ -47,6 +54,7 @@ class QuantizeRequest:
     budget: Budget | None
     backend: str
     backend_python: Path | None
+    format_name: str
     dry_run: bool
     resume: bool
     json_out: bool
@@ -96,19 +104,45 @@ def run_quantize(request: QuantizeRequest) -> None:
         _refuse_beside_backend(request)
     if request.budget is not None:
         recipe = apply_budget(request.model, recipe, request.budget)
+    if request.format_name != OWN_FORMAT:
+        _refuse_format(request, recipe)
     if request.dry_run:
         _print_plan(request, recipe)
         return
     by = f"-{request.backend}" if request.backend else ""
     out = request.out or Path(f"{Path(request.model).stem}-{recipe.scheme.name}{by}")
-    if request.backend:
-        _quantize_with_backend(request, recipe, out)
-    else:
-        quantize_to(request, recipe, out)
+    made = out if request.format_name == OWN_FORMAT else out.with_name(f"{out.name}.soroq")
+    if made != out:
+        require_empty_dir(out)
+    if made == out or not (made / MANIFEST).is_file():  # whole since an earlier run
+        if request.backend:
+            _quantize_with_backend(request, recipe, made)
+        else:
+            quantize_to(request, recipe, made)
+    if made != out:
+        run_convert(str(made), out, request.format_name)
+        shutil.rmtree(made)
     if request.json_out:
         print((out / "soroq.json").read_text(encoding="utf-8"))
     else:
         console.out.print(f"wrote {out}", highlight=False)
+
+
+def _refuse_format(request: QuantizeRequest, recipe: Recipe) -> None:
+    """Raise FormatError before anything is done when the format can't hold what would come out."""
+    from soroq.io.checkpoint import open_checkpoint
+    from soroq.models.registry import find_layout
+    from soroq.pipeline.plan import make_plan
+
+    target = get_format(request.format_name)
+    checkpoint = open_checkpoint(request.model)
+    plan = make_plan(checkpoint, find_layout(checkpoint.config, set(checkpoint.names())), recipe)
+    schemes = {(m.scheme, m.shape) for m in plan.modules if m.scheme is not None}
+    if target.uniform and len({s.weight for s, _ in schemes}) > 1:
+        raise FormatError(f"{target.name} has one set of numbers for all modules; give one scheme")
+    for scheme, shape in schemes:
+        if reason := target.refuses(scheme.weight, scheme.activation, shape):
+            raise FormatError(f"{recipe.scheme.name} can't be {target.name}: {reason}")
 
 
 def quantize_to(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:

@@ -158,6 +158,7 @@ def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
         None,
         "",
         None,
+        "compressed-tensors",
         False,
         out.with_name(out.name + ".partial").exists(),
         False,

@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from soroq import cli
 from soroq.core.errors import CheckpointError, SoroqError
 from soroq.core.recipe import Recipe
 from soroq.core.schemes import get_scheme
@@ -121,3 +123,48 @@ def test_transformers_through_gptqmodel_gives_the_same_logits(
     # the asymmetric difference, 2.5e-4 when measured, is not explained: docs/formats.md
     limit = 1e-6 if scheme == "int4-sym" else 1e-3
     assert float((theirs - ours).abs().max() / ours.abs().max()) < limit
+
+
+def _soroq(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["soroq", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def test_quantize_writes_another_format_at_once(
+    quantized: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["quantize", str(quantized["base"]), "--scheme", "int4-rtn", "--group-size", "32"]
+    assert _soroq(monkeypatch, *words, "-o", str(tmp_path / "awq"), "--format", "awq") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["awq"]  # nothing is left beside it
+    convert(quantized["int4-asym"], tmp_path / "wanted", "awq")
+    made, wanted = (open_checkpoint(tmp_path / name) for name in ("awq", "wanted"))
+    assert made.config["quantization_config"] == wanted.config["quantization_config"]
+    assert sorted(made.names()) == sorted(wanted.names())
+    assert all(torch.equal(made.load(name), wanted.load(name)) for name in wanted.names())
+
+    capsys.readouterr()
+    float8 = ["quantize", str(quantized["base"]), "--scheme", "fp8-rtn", "--format", "gptq"]
+    assert _soroq(monkeypatch, *float8, "-o", str(tmp_path / "no")) == 2
+    assert "fp8-rtn can't be gptq" in capsys.readouterr().err
+    mixed = [*words, "--override", "*down_proj:int8-rtn", "--format", "gptq"]
+    assert _soroq(monkeypatch, *mixed, "-o", str(tmp_path / "no")) == 2
+    assert "one set of numbers" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists() and not (tmp_path / "no.soroq").exists()
+
+
+def test_quantize_goes_on_with_the_conversion(
+    quantized: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(quantized["int4-asym"], tmp_path / "out.soroq")  # as left by a killed run
+    words = ["quantize", str(quantized["base"]), "--scheme", "int4-rtn", "--group-size", "32"]
+    assert (
+        _soroq(monkeypatch, *words, "-o", str(tmp_path / "out"), "--format", "gptq", "--resume")
+        == 0
+    )
+    assert StoredWeights(open_checkpoint(tmp_path / "out")).format.name == "gptq"
+    assert not (tmp_path / "out.soroq").exists()
