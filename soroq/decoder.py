@@ -20,10 +20,10 @@ import torch
 from soroq.core.errors import CheckpointError
 from soroq.decoder_facts import DecoderFacts, read_facts
 from soroq.io.checkpoint import Checkpoint, open_checkpoint, read_json
+from soroq.io.stored import StoredMatrix, StoredWeights
 from soroq.io.writer import sha256_file
 from soroq.kernels import panels
 from soroq.kernels.panels import PanelWeight
-from soroq.loading import StoredMatrix, StoredWeights
 from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
 

@@ -45,6 +45,8 @@ class QuantizeRequest:
     damp: float
     distill: bool | None
     budget: Budget | None
+    backend: str
+    backend_python: Path | None
     dry_run: bool
     resume: bool
     json_out: bool
@@ -90,13 +92,19 @@ def list_schemes() -> None:
 
 def run_quantize(request: QuantizeRequest) -> None:
     recipe = request.recipe()
+    if request.backend:
+        _refuse_beside_backend(request)
     if request.budget is not None:
         recipe = apply_budget(request.model, recipe, request.budget)
     if request.dry_run:
         _print_plan(request, recipe)
         return
-    out = request.out or Path(f"{Path(request.model).stem}-{recipe.scheme.name}")
-    quantize_to(request, recipe, out)
+    by = f"-{request.backend}" if request.backend else ""
+    out = request.out or Path(f"{Path(request.model).stem}-{recipe.scheme.name}{by}")
+    if request.backend:
+        _quantize_with_backend(request, recipe, out)
+    else:
+        quantize_to(request, recipe, out)
     if request.json_out:
         print((out / "soroq.json").read_text(encoding="utf-8"))
     else:
@@ -126,6 +134,43 @@ def quantize_to(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
             resume=request.resume,
             listen=listen,
         )
+
+
+def _refuse_beside_backend(request: QuantizeRequest) -> None:
+    """Raise SchemeError for steps of soroq's own that another tool doesn't take."""
+    if request.budget is not None:
+        raise SchemeError("a budget mixes schemes, a backend gets one; drop --budget and its like")
+    if request.distill:
+        raise SchemeError(f"{request.backend} doesn't distil; drop --distill, or --backend")
+
+
+def _quantize_with_backend(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
+    """Let another tool quantize into `out`; what it says goes to the terminal."""
+    from soroq.backends.process import find_python
+    from soroq.backends.run import plan_job, quantize_with
+    from soroq.backends.tools import get_tool
+
+    job = plan_job(request.backend, request.model, recipe)
+    find_python(get_tool(request.backend), request.backend_python)  # said before text is read
+    calibration = _calibration(request, recipe) if job.calibrated else None
+    print(f"{request.backend}: {job.what} {json.dumps(job.arguments)}", file=sys.stderr)
+    try:
+        quantize_with(
+            request.backend,
+            request.model,
+            out,
+            recipe=recipe,
+            calibration=calibration,
+            python=request.backend_python,
+            resume=request.resume,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"soroq: interrupted; {request.backend} can't go on where it was: start it anew with "
+            f"the same command and --resume, or delete {out}.partial",
+            file=sys.stderr,
+        )
+        raise
 
 
 @contextmanager
@@ -181,6 +226,11 @@ def _print_plan(request: QuantizeRequest, recipe: Recipe) -> None:
     checkpoint = open_checkpoint(request.model)
     refuse_quantized(checkpoint)
     plan = make_plan(checkpoint, find_layout(checkpoint.config, set(checkpoint.names())), recipe)
+    if request.backend:
+        from soroq.backends.run import plan_job
+
+        print(json.dumps(asdict(plan_job(request.backend, request.model, recipe)), indent=2))
+        return
     seconds = plan.flops / (measure_gflops() * 1e9)
     if request.json_out:
         document = asdict(plan) | {"seconds": seconds, "bits_per_weight": plan.bits_per_weight}

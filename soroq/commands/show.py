@@ -156,6 +156,8 @@ def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
         0.01,
         None,
         None,
+        "",
+        None,
         False,
         out.with_name(out.name + ".partial").exists(),
         False,
