@@ -24,7 +24,7 @@ BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34, "Q4_K": 144, "Q6_K": 210}
 
 
 def pack_q4_0(codes: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """Pack codes int8 (N, K) in −8 … 7 and d float16 (N, K // 32); bytes uint8 (N, K // 32 · 18)."""
+    """Pack codes int8 (N, K) in −8 … 7 and d float16 (N, K // 32) into uint8 (N, K // 32 · 18)."""
     return _join(_bytes(d), _nibbles(codes + 8, BLOCK))
 
 
@@ -138,12 +138,14 @@ def _nibbles(codes: torch.Tensor, width: int) -> torch.Tensor:
     Of `width` neighbours, the first half are the low halves of the bytes.
     """
     low, high = codes.to(torch.uint8).unflatten(1, (-1, 2, width // 2)).unbind(2)
-    return low | high << 4
+    words: torch.Tensor = low | high << 4
+    return words
 
 
 def _unnibble(words: torch.Tensor, width: int) -> torch.Tensor:
     """Invert `_nibbles`: uint8 (N, K // width, width // 2) to int16 (N, K)."""
-    return torch.stack([words & 15, words >> 4], 2).flatten(1).to(torch.int16)
+    codes: torch.Tensor = torch.stack([words & 15, words >> 4], 2).flatten(1).to(torch.int16)
+    return codes
 
 
 def _join(*parts: torch.Tensor) -> torch.Tensor:
