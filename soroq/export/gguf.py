@@ -22,7 +22,7 @@ import torch
 from soroq.core.errors import CheckpointError, OutputError
 from soroq.export.gguf_metadata import architecture_of, model_metadata, rope_factors, tensor_name
 from soroq.export.gguf_tokenizer import tokenizer_metadata
-from soroq.io.checkpoint import Checkpoint, open_checkpoint
+from soroq.io.checkpoint import Checkpoint, open_stored
 from soroq.io.formats.gguf import encode, kind_of
 from soroq.io.formats.gguf_blocks import BLOCK, BLOCK_BYTES
 from soroq.io.formats.refusal import FormatError
@@ -61,7 +61,7 @@ def write_gguf(
         raise OutputError(f"{out}: --format gguf writes one file; give a name that ends in .gguf")
     if out.exists():
         raise OutputError(f"{out} exists; choose another or delete it")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     architecture = architecture_of(checkpoint.config)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     tensors = plan(checkpoint, layout, architecture)

@@ -125,7 +125,8 @@ def unpack_q6_k(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 def _bytes(values: torch.Tensor) -> torch.Tensor:
     """Return float16 (N, blocks) as uint8 (N, blocks, 2)."""
-    return values.contiguous().view(torch.uint8).unflatten(1, (-1, 2))
+    raw: torch.Tensor = values.contiguous().view(torch.uint8).unflatten(1, (-1, 2))
+    return raw
 
 
 def _float16(raw: torch.Tensor) -> torch.Tensor:
@@ -138,8 +139,7 @@ def _nibbles(codes: torch.Tensor, width: int) -> torch.Tensor:
     Of `width` neighbours, the first half are the low halves of the bytes.
     """
     low, high = codes.to(torch.uint8).unflatten(1, (-1, 2, width // 2)).unbind(2)
-    words: torch.Tensor = low | high << 4
-    return words
+    return torch.bitwise_or(low, high << 4)
 
 
 def _unnibble(words: torch.Tensor, width: int) -> torch.Tensor:
