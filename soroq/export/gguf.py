@@ -98,7 +98,10 @@ def plan(checkpoint: Checkpoint, layout: DecoderLayout, architecture: str) -> li
             load = partial(_load_blocks, stored, module, _heads(name, layout, architecture))
             tensors.append(Planned(name, kind, shape, nbytes, load))
     if refused:
-        lines = (f"{where[0]} and {len(where) - 1} more: {why}" for why, where in refused.items())
+        lines = [
+            where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "") + f": {why}"
+            for why, where in refused.items()
+        ]
         raise FormatError(f"{checkpoint.path} can't be gguf: {'; '.join(lines)}")
     for name in checkpoint.names():
         theirs = None if name in inside else _name(name, layout, architecture)
