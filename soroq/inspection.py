@@ -7,7 +7,7 @@ from typing import Any
 
 from soroq.core.errors import CheckpointError
 from soroq.export.target import ExportManifest, read_export
-from soroq.io.checkpoint import open_checkpoint
+from soroq.io.checkpoint import open_stored
 from soroq.io.formats.registry import format_of
 from soroq.io.writer import sha256_file
 from soroq.manifest import read_manifest
@@ -31,7 +31,7 @@ def describe(source: str | Path) -> Description:
     exported = read_export(Path(source)) if Path(source).is_dir() else None
     if exported is not None:
         return _describe_export(Path(source), exported)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     config = checkpoint.config
     text = config.get("text_config", config)
     sizes: dict[str, int] = defaultdict(int)

@@ -21,7 +21,7 @@ from soroq.core.errors import CheckpointError
 from soroq.core.memory import release_memory
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
-from soroq.io.checkpoint import Checkpoint, open_checkpoint
+from soroq.io.checkpoint import Checkpoint, open_stored
 from soroq.io.stored import StoredWeights
 from soroq.kernels.panels import is_built, pack
 from soroq.models.registry import find_layout
@@ -56,7 +56,7 @@ def load(
     tiled = torch.device(device).type != "cpu"
     if dtype is None:
         dtype = torch.bfloat16 if tiled else torch.float32
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     names = set(checkpoint.names())
     layout = find_layout(checkpoint.config, names)
     model = build_skeleton(layout.text_config)
@@ -230,7 +230,7 @@ def load_tokenizer(source: str | Path) -> Any:
     """Return the tokenizer beside a checkpoint. Raises CheckpointError when there is none."""
     from transformers import AutoTokenizer
 
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     directory = Path(checkpoint.path)
     if directory.is_file():  # a GGUF carries its tokenizer inside
         with tempfile.TemporaryDirectory() as temporary:

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+from soroq.export.gguf import write_gguf
 from soroq.pipeline.convert import convert
 
 
@@ -15,5 +16,8 @@ def run_convert(source: str, out: Path, format_name: str) -> None:
         left = (time.monotonic() - started) * (total - done) / done if done else 0.0
         print(f"{done}/{total} {module}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
-    convert(source, out, format_name, listen=show)
+    if format_name == "gguf":
+        write_gguf(source, out, listen=show)
+    else:
+        convert(source, out, format_name, listen=show)
     print(f"wrote {out} as {format_name}", file=sys.stderr)

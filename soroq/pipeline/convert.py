@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from soroq.core.errors import CheckpointError
-from soroq.io.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from soroq.io.checkpoint import Checkpoint, TensorInfo, open_stored
 from soroq.io.formats.refusal import FormatError
 from soroq.io.formats.registry import Format, Numbers, get_format
 from soroq.io.stored import StoredWeights
@@ -41,7 +41,7 @@ def convert(
     """
     target = get_format(format_name)
     out = Path(out)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     if not checkpoint.config.get("quantization_config"):
         raise CheckpointError(
             f"{checkpoint.path} is not quantized; use soroq quantize --format {format_name}"
