@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/c
 	@touch $@
 
 # Triton either compiles or interprets in a process: its kernels' results are tested in their own.
-test: lint types sanitize
+test: lint types
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kernels/interpreted
 

@@ -19,11 +19,11 @@ import torch
 
 from soroq.core.errors import CheckpointError
 from soroq.decoder_facts import DecoderFacts, read_facts
-from soroq.io.checkpoint import Checkpoint, open_checkpoint, read_json
+from soroq.io.checkpoint import Checkpoint, open_stored, read_json
+from soroq.io.stored import StoredMatrix, StoredWeights
 from soroq.io.writer import sha256_file
 from soroq.kernels import panels
 from soroq.kernels.panels import PanelWeight
-from soroq.loading import StoredMatrix, StoredWeights
 from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
 
@@ -115,7 +115,7 @@ def load(
         raise CheckpointError("soroq._cpu is not built; pip install . compiles it")
     if precision not in PRECISIONS:
         raise CheckpointError(f"precision {precision!r} is not {', '.join(PRECISIONS)}")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     facts = read_facts(layout, context)
     _refuse_unknown(checkpoint, layout, facts)
@@ -141,7 +141,7 @@ def build() -> str:
 
 def end_tokens(source: str | Path) -> list[int]:
     """Return the tokens that end a text, as generation_config.json or config.json has them."""
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     file = Path(checkpoint.path) / "generation_config.json"
     settings = read_json(file) if file.is_file() else checkpoint.config
     end = settings.get("eos_token_id")
@@ -153,7 +153,7 @@ def objection(source: str | Path) -> str:
     if not panels.is_built():
         return "soroq._cpu is not built"
     try:
-        checkpoint = open_checkpoint(source)
+        checkpoint = open_stored(source)
         layout = find_layout(checkpoint.config, set(checkpoint.names()))
         _refuse_unknown(checkpoint, layout, read_facts(layout, 1))
     except CheckpointError as error:

@@ -7,7 +7,8 @@ from typing import Any
 
 from soroq.core.errors import CheckpointError
 from soroq.export.target import ExportManifest, read_export
-from soroq.io.checkpoint import open_checkpoint
+from soroq.io.checkpoint import open_stored
+from soroq.io.formats.registry import format_of
 from soroq.io.writer import sha256_file
 from soroq.manifest import read_manifest
 from soroq.models.registry import ARCHITECTURES
@@ -30,7 +31,7 @@ def describe(source: str | Path) -> Description:
     exported = read_export(Path(source)) if Path(source).is_dir() else None
     if exported is not None:
         return _describe_export(Path(source), exported)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     config = checkpoint.config
     text = config.get("text_config", config)
     sizes: dict[str, int] = defaultdict(int)
@@ -55,9 +56,13 @@ def describe(source: str | Path) -> Description:
     facts += [(f"  {dtype}", f"{size / 1e6:.1f} MB") for dtype, size in sorted(sizes.items())]
     quantization = config.get("quantization_config")
     if quantization:
-        facts.append(
-            ("format", f"{quantization.get('quant_method')}, {quantization.get('format')}")
-        )
+        told = quantization.get("format") or quantization.get("checkpoint_format") or "gemm"
+        if quantization.get("quant_method") != "compressed-tensors":
+            read_as = format_of(quantization)
+            (_, args, _), *_ = read_as.parse(quantization)
+            group = "row" if args.group_size is None else args.group_size
+            told += f", {args.bits} bits, group {group}"
+        facts.append(("format", f"{quantization.get('quant_method')}, {told}"))
     directory = Path(checkpoint.path)
     manifest = read_manifest(directory) if directory.is_dir() else None
     if manifest is None:
@@ -67,6 +72,9 @@ def describe(source: str | Path) -> Description:
         ("scheme", str(manifest.recipe["scheme"]["name"])),
         ("source", f"{manifest.source} (sha256 {manifest.source_sha256[:12]})"),
     ]
+    if manifest.backend:
+        b = manifest.backend
+        facts.append(("quantized by", f"{b['tool']} {b['version']}, {b['method']}"))
     if manifest.calibration:
         c = manifest.calibration
         facts.append(("calibration", f"{c['name']}, {c['n']} x {c['seq_len']}, {c['mix']}"))

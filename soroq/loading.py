@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from soroq.core.errors import CheckpointError, NumericsError
+from soroq.core.errors import CheckpointError
 from soroq.core.memory import release_memory
-from soroq.core.packing import unpack_columns
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
-from soroq.io.checkpoint import Checkpoint, open_checkpoint
-from soroq.io.formats.compressed_tensors import decode, parse_config
+from soroq.io.checkpoint import Checkpoint, open_stored
+from soroq.io.stored import StoredWeights
 from soroq.kernels.panels import is_built, pack
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
@@ -31,8 +30,6 @@ from soroq.nn.late import LateEmbedding, LateLinear
 from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
 from soroq.nn.panels import PanelEmbedding, PanelLinear
 from soroq.nn.tiled import put, tile_model
-
-Group = tuple[list[str], QuantArgs, QuantArgs | None]
 
 
 def load(
@@ -59,16 +56,15 @@ def load(
     tiled = torch.device(device).type != "cpu"
     if dtype is None:
         dtype = torch.bfloat16 if tiled else torch.float32
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     names = set(checkpoint.names())
     layout = find_layout(checkpoint.config, names)
     model = build_skeleton(layout.text_config)
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     stored = StoredWeights(checkpoint)
-    on_panels = packed and not late and not tiled and precision is not None and is_built()
+    on_panels = None if tiled or not is_built() else precision
     state: dict[str, torch.Tensor] = {}
-    parts = (part for module in stored.quantized for part in _parts(module))
-    for name in sorted(names.difference(parts)):
+    for name in sorted(names.difference(stored.parts())):
         target = layout.text_name(name)
         if target is not None:
             keep = late and len(checkpoint.info(name).shape) == 2
@@ -79,27 +75,23 @@ def load(
         if target is None:
             continue
         bias = state.pop(f"{target}.bias", None)
-        matrix = stored.open(module)
-        _refuse_other_shape(module, matrix.shape, shapes.get(f"{target}.weight"))
-        if on_panels and matrix.args is not None and matrix.args.dtype == "int":
-            assert precision is not None
-            linear = PanelLinear(pack(matrix), precision=precision, bias=bias)
-            if module + ".weight" == layout.embedding:
-                scale = _embedding_scale(model)
-                model.model.embed_tokens = PanelEmbedding(linear, scale, dtype)
-                model.lm_head = linear
-            else:
-                put(model, target, linear)
+        shape = shapes.get(f"{target}.weight")
+        if packed and not late:
+            place_packed(
+                model, target, stored, module, shape, bias=bias, dtype=dtype, precision=on_panels
+            )
             continue
         weight, activation, input_scale = stored.load_quantized(module)
+        _refuse_other_shape(module, weight.shape, shape)
         if module + ".weight" == layout.embedding:
-            _replace_embedding(model, weight, dtype, packed, late, state)
+            _replace_embedding(model, weight, dtype, late, state)
         elif late:
             kept = LateLinear(weight, bias, activation=activation, input_scale=input_scale)
             put(model, target, kept)
         else:
-            _replace(model, target, weight, bias, activation, input_scale, dtype, packed)
-    _tie_head(state)
+            _replace(model, target, weight, bias, activation, input_scale, dtype)
+    if not any(layout.text_name(module) == "lm_head" for module in stored.quantized):
+        _tie_head(state)
     if late:
         _keep_stored(model, state, dtype)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
@@ -114,82 +106,6 @@ def load(
     return model.to(device).requires_grad_(False).eval()
 
 
-class StoredWeights:
-    """The matrices of a checkpoint as they are stored: quantized or not.
-
-    quantized: the modules that are.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._names = set(checkpoint.names())
-        config = checkpoint.config.get("quantization_config")
-        self._groups: list[Group] = parse_config(config) if config else []
-        ending = ".weight_scale"
-        self.quantized = {n.removesuffix(ending) for n in self._names if n.endswith(ending)}
-
-    def open(self, module: str) -> "StoredMatrix":
-        """Return a module's weight without reading it. Raises CheckpointError if it isn't there."""
-        args = _arguments(module, self._groups)[0] if module in self.quantized else None
-        return StoredMatrix(self._checkpoint, module, args)
-
-    def load_quantized(
-        self, module: str
-    ) -> tuple[QuantizedTensor, QuantArgs | None, torch.Tensor | None]:
-        """Return a quantized weight, how its input is rounded, and that rounding's fixed scale."""
-        args, activation = _arguments(module, self._groups)
-        parts = [part for part in _parts(module) if part in self._names]
-        tensors = {part: self._checkpoint.load(part) for part in parts}
-        return decode(module, tensors, args), activation, tensors.get(f"{module}.input_scale")
-
-
-class StoredMatrix:
-    """One matrix (N, K) of a checkpoint, read some rows at a time (a `panels.RowSource`).
-
-    args: None if it isn't quantized.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, module: str, args: QuantArgs | None) -> None:
-        self._checkpoint, self._module, self.args = checkpoint, module, args
-        self.scale_dtype = torch.bfloat16
-        self._zeros: torch.Tensor | None = None
-        if args is None or args.dtype == "float":
-            N, K = checkpoint.info(f"{module}.weight").shape
-        else:
-            N, K = checkpoint.load(f"{module}.weight_shape").tolist()
-            self.scale_dtype = checkpoint.info(f"{module}.weight_scale").dtype
-            if not args.symmetric:
-                zeros = checkpoint.load(f"{module}.weight_zero_point")
-                self._zeros = unpack_columns(zeros, args.bits, N)
-        self.shape = (N, K)
-
-    def rows(
-        self, start: int, stop: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Return rows as they are stored: words, scales and zero points, or values and None twice.
-
-        Raises NumericsError when values or scales are not finite.
-        """
-        index = torch.arange(start, stop)
-        if self.args is None:
-            return self._read("weight", index), None, None
-        zeros = None if self._zeros is None else self._zeros[start:stop]
-        return self._read("weight_packed", index), self._read("weight_scale", index), zeros
-
-    def _read(self, part: str, index: torch.Tensor) -> torch.Tensor:
-        rows = self._checkpoint.load_rows(f"{self._module}.{part}", index)
-        if rows.is_floating_point() and not bool(rows.isfinite().all()):
-            raise NumericsError(
-                f"{self._module}.{part}: values are NaN or infinite; the checkpoint is damaged"
-            )
-        return rows
-
-
-def _parts(module: str) -> tuple[str, ...]:
-    suffixes = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
-    return (*(f"{module}.{suffix}" for suffix in suffixes), f"{module}.input_scale")
-
-
 def _refuse_other_shape(name: str, shape: Sequence[int], wanted: Sequence[int] | None) -> None:
     if wanted is not None and tuple(shape) != tuple(wanted):
         raise CheckpointError(
@@ -197,14 +113,41 @@ def _refuse_other_shape(name: str, shape: Sequence[int], wanted: Sequence[int] |
         )
 
 
-def _arguments(module: str, groups: list[Group]) -> tuple[QuantArgs, QuantArgs | None]:
-    for targets, weight, activation in groups:
-        if module in targets:
-            return weight, activation
-    for targets, weight, activation in groups:
-        if "Linear" in targets:
-            return weight, activation
-    raise CheckpointError(f"{module}: quantized, but no group of quantization_config names it")
+def place_packed(
+    model: nn.Module,
+    path: str,
+    stored: StoredWeights,
+    module: str,
+    wanted: Sequence[int] | None,
+    *,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    precision: str | None,
+) -> None:
+    """Put a stored weight, packed, in the place of `path`; an embedding becomes the head too.
+
+    precision: what panels multiply activations as; None keeps the stored words. wanted: the shape
+    that config.json promises; CheckpointError for another. Panels read slices of rows, so that the
+    weight is in memory once.
+    """
+    matrix = stored.open(module)
+    _refuse_other_shape(module, matrix.shape, wanted)
+    linear: PanelLinear | PackedLinear
+    if precision is not None and matrix.args is not None and matrix.args.dtype == "int":
+        linear = PanelLinear(pack(matrix), precision=precision, bias=bias)
+    else:
+        weight, activation, input_scale = stored.load_quantized(module)
+        linear = PackedLinear(weight, bias=bias, activation=activation, input_scale=input_scale)
+    if path.rpartition(".")[2] != "embed_tokens":
+        put(model, path, linear)
+        return
+    scale = _embedding_scale(model.get_submodule(path))
+    if isinstance(linear, PanelLinear):
+        put(model, path, PanelEmbedding(linear, scale, dtype))
+    else:
+        put(model, path, PackedEmbedding(linear, scale, dtype))
+    if hasattr(model, "lm_head"):
+        put(model, "lm_head", linear)
 
 
 def _replace(
@@ -215,20 +158,16 @@ def _replace(
     activation: QuantArgs | None,
     input_scale: torch.Tensor | None,
     dtype: torch.dtype,
-    packed: bool,
 ) -> None:
-    new: nn.Module
-    if packed:
-        new = PackedLinear(weight, bias=bias, activation=activation, input_scale=input_scale)
-    else:
-        dense = weight.dequantize(dtype)
-        if activation is None:
-            new = nn.Linear(dense.shape[1], dense.shape[0], bias=bias is not None, device="meta")
-            new.weight = nn.Parameter(dense, requires_grad=False)
-            if bias is not None:
-                new.bias = nn.Parameter(bias, requires_grad=False)
-        else:
-            new = RoundedLinear(dense, bias, activation, input_scale)
+    """Put a dequantized weight in the place of `target`."""
+    dense = weight.dequantize(dtype)
+    if activation is not None:
+        put(model, target, RoundedLinear(dense, bias, activation, input_scale))
+        return
+    new = nn.Linear(dense.shape[1], dense.shape[0], bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(dense, requires_grad=False)
+    if bias is not None:
+        new.bias = nn.Parameter(bias, requires_grad=False)
     put(model, target, new)
 
 
@@ -236,7 +175,9 @@ def _keep_stored(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype)
     """Take the matrices of linears and the embedding out of `state` and hold them as stored."""
     if not isinstance(model.model.embed_tokens, LateEmbedding):
         embedding = state.pop("model.embed_tokens.weight")
-        model.model.embed_tokens = LateEmbedding(embedding, _embedding_scale(model), dtype)
+        model.model.embed_tokens = LateEmbedding(
+            embedding, _embedding_scale(model.model.embed_tokens), dtype
+        )
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias", None)
@@ -248,25 +189,21 @@ def _replace_embedding(
     model: Any,
     weight: QuantizedTensor,
     dtype: torch.dtype,
-    packed: bool,
     late: bool,
     state: dict[str, torch.Tensor],
 ) -> None:
     """Give the tied embedding and head one quantized tensor, or its dequantized copy."""
     if late:
-        model.model.embed_tokens = LateEmbedding(weight, _embedding_scale(model), dtype)
+        scale = _embedding_scale(model.model.embed_tokens)
+        model.model.embed_tokens = LateEmbedding(weight, scale, dtype)
         model.lm_head = LateLinear(weight)
-    elif packed:
-        shared = PackedLinear(weight)
-        model.model.embed_tokens = PackedEmbedding(shared, _embedding_scale(model), dtype)
-        model.lm_head = shared
     else:
         state["model.embed_tokens.weight"] = weight.dequantize(dtype)
 
 
-def _embedding_scale(model: Any) -> float:
+def _embedding_scale(embedding: nn.Module) -> float:
     """Return what embeddings are multiplied by: √hidden for Gemma, else 1."""
-    scale = getattr(model.model.embed_tokens, "embed_scale", None)
+    scale = getattr(embedding, "embed_scale", None)
     return 1.0 if scale is None else float(scale)
 
 
@@ -293,7 +230,7 @@ def load_tokenizer(source: str | Path) -> Any:
     """Return the tokenizer beside a checkpoint. Raises CheckpointError when there is none."""
     from transformers import AutoTokenizer
 
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_stored(source)
     directory = Path(checkpoint.path)
     if directory.is_file():  # a GGUF carries its tokenizer inside
         with tempfile.TemporaryDirectory() as temporary:

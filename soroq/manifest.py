@@ -21,6 +21,8 @@ class Manifest:
 
     layers: module, scheme, method, bits_per_weight, error, error_rtn (see LayerReport), before
     distillation. distilled: what distillation gained (see DistillReport), None without.
+    converted: changes of format since, each with the hash of what it was converted from. backend:
+    the other quantizer that chose the codes, its versions and arguments, None for soroq itself.
     """
 
     soroq_version: str
@@ -35,6 +37,8 @@ class Manifest:
     output_bytes: int
     quality: dict[str, Any] = field(default_factory=dict)
     distilled: dict[str, Any] | None = None
+    converted: list[dict[str, Any]] = field(default_factory=list)
+    backend: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False) + "\n"

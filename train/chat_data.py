@@ -92,23 +92,29 @@ class ChatForm:
             learned |= (offsets[:, 0] >= start) & (offsets[:, 0] < end)
         return Example(torch.tensor(encoded["input_ids"], dtype=torch.int32), learned)
 
-    def side_files(self, directory: Path, end: int) -> dict[str, bytes]:
+    def end_of(self, example: Example) -> int | None:
+        """Return the token that ends an answer, None where the template has no mark for it."""
+        last = int(example.tokens[example.learned][-1])
+        marks = set(self._tokenizer.added_tokens_decoder) | set(self._tokenizer.all_special_ids)
+        return last if last in marks else None
+
+    def side_files(self, directory: Path, end: int | None) -> dict[str, bytes]:
         """Return the files that make the trained model chat: its template, and where it stops.
 
-        end: the token that ends an answer.
+        end: the token that ends an answer, if there is one.
         """
         path = directory / "generation_config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         given = settings.get("eos_token_id", self._tokenizer.eos_token_id)
         stops = given if isinstance(given, list) else [given]
-        settings["eos_token_id"] = list(dict.fromkeys([*stops, end]))
+        settings["eos_token_id"] = list(dict.fromkeys([*stops, *([] if end is None else [end])]))
         files = {"generation_config.json": json.dumps(settings, indent=2).encode()}
         if not self.own:
             files["chat_template.jinja"] = self.template.encode()
         return files
 
 
-def read_chat_data(config: Config, form: ChatForm, pad: int) -> tuple[Data, int]:
+def read_chat_data(config: Config, form: ChatForm, pad: int) -> tuple[Data, int | None]:
     """Return the data of `soroq train sft`, and the token that ends an answer.
 
     Languages are told by the answers. Equal conversations count once; which are held out for
@@ -170,6 +176,5 @@ def read_chat_data(config: Config, form: ChatForm, pad: int) -> tuple[Data, int]
         "languages": {n: len(groups["train"][n]) for n in sorted(groups["train"])},
         "chat_template_sha256": hashlib.sha256(form.template.encode()).hexdigest(),
     }
-    example = found[keys[0]][1]
-    end = int(example.tokens[example.learned][-1])
+    end = form.end_of(found[keys[0]][1])
     return Data(Packer(streams, shares), validation, record), end

@@ -47,7 +47,7 @@ class World:
 
 
 def join_world() -> World:
-    """Return this process's place among those that torchrun or accelerate started."""
+    """Return this process's place among those that torchrun started."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))

@@ -27,8 +27,10 @@ def add_lora_(model: Any, config: ModelConfig) -> Any:
 
     Adapters are float32 whatever the weights are. Raises SchemeError for an unknown target.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise SchemeError("model.lora_rank needs a package: pip install peft") from error
     modules = model.model.layers.named_modules()
     known = {name.split(".")[-1] for name, module in modules if isinstance(module, nn.Linear)}
     for target in config.lora_targets:

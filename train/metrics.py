@@ -33,7 +33,12 @@ class MetricsLog:
             raise OutputError(f"can't write {self._path}: {error.strerror}") from error
         self._board: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise OutputError(
+                    "run.tensorboard needs a package: pip install tensorboard, or set it to false"
+                ) from error
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
 

@@ -1,6 +1,7 @@
 """What a run leaves: a complete Hugging Face directory that `soroq quantize` takes."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -61,7 +62,9 @@ def write_result(
     for folder in (run / "tensorboard", adapter):
         if folder is not None and folder.is_dir():
             shutil.copytree(folder, building / folder.name)
-    versions = {"soroq": __version__} | {p: importlib.metadata.version(p) for p in PACKAGES}
+    versions = {"soroq": __version__} | {
+        p: importlib.metadata.version(p) for p in PACKAGES if importlib.util.find_spec(p)
+    }
     text = json.dumps({**record, "versions": versions}, indent=1, ensure_ascii=False)
     atomic_write(building / RECORD, text.encode())
     if out.exists():

@@ -74,6 +74,8 @@ def run_training(
         if lora is not None:
             trained, adapter = dict(merged(learned, checkpoint, config.model)), run / "adapter"
             save_adapter(adapter, learned, lora)
+        elif model.config.tie_word_embeddings:  # a checkpoint may hold the head a second time
+            trained = learned | {"lm_head.weight": learned["model.embed_tokens.weight"]}
         record = {
             "format": "soroq-train-1",
             **job,

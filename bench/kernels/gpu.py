@@ -3,6 +3,7 @@
     python -m soroq.bench.kernels.gpu --out gpu                # all parts, under 8 minutes
     python -m soroq.bench.kernels.gpu --out gpu --parts check,sweep
     python -m soroq.bench.kernels.gpu --table gpu              # what was measured, as Markdown
+    python -m soroq.bench.kernels.gpu --picture gpu            # one token, as an SVG
 
 Needs PyTorch and Triton and nothing else. A part writes OUT/<part>.json, whole or not at all, and
 is skipped when that is there. `--try` runs every part in miniature, on a CPU in Triton's
@@ -30,6 +31,8 @@ import triton
 
 from soroq.bench.kernels import contenders as who
 from soroq.bench.kernels import float8, step
+from soroq.bench.kernels.gpu_picture import bars
+from soroq.bench.kernels.gpu_table import part_of, tables
 from soroq.bench.kernels.shapes import Shape, named
 from soroq.bench.kernels.timing import cold_copies, race
 from soroq.bench.kernels.tuning import BUCKET_M, compile_candidates, entries, tune
@@ -297,25 +300,6 @@ def facts(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def table(out: Path) -> str:
-    """Return the sweep as Markdown: microseconds, share of the reader's speed, times torch."""
-    document = json.loads((out / "sweep.json").read_text())
-    lines = [f"{document['device']}, torch {document['versions']['torch']}", ""]
-    lines += ["| shape | M | | us | of the reader | times torch |", "| --- " * 6 + "|"]
-    cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for entry in document["entries"]:
-        if "error" not in entry:
-            cells.setdefault((entry["shape"], entry["M"]), {})[entry["name"]] = entry
-    for (shape, M), by_name in cells.items():
-        reader = by_name["read the same bytes"]["microseconds"]
-        dense = by_name["torch bfloat16"]["microseconds"]
-        for name, entry in by_name.items():
-            us = entry["microseconds"]
-            where = f"| {shape} | {M} | {name}"
-            lines.append(f"{where} | {us:.1f} | {reader / us:.2f} | {dense / us:.2f} |")
-    return "\n".join(lines) + "\n"
-
-
 def _entry(contender: who.Contender, timing: Any, **where: Any) -> dict[str, Any]:
     return where | {
         "name": contender.name,
@@ -359,11 +343,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=460)
     parser.add_argument("--try", dest="trial", action="store_true")
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--picture", type=Path, help="of a folder with sweep and gemlite: an SVG")
     parser.add_argument("--quick-check", action="store_true")
     parser.add_argument("--one")
     options = parser.parse_args(arguments)
     if options.table is not None:
-        print(table(options.table), end="")
+        print(tables(options.table), end="")
+        return 0
+    if options.picture is not None:
+        print(bars(part_of(options.picture, "sweep"), part_of(options.picture, "gemlite")), end="")
         return 0
     unknown = set(options.parts.split(",")) - set(PARTS)
     if unknown:

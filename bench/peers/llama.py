@@ -160,6 +160,19 @@ class LlamaModel:
         found: Array = np.ctypeslib.as_array(address.contents)
         return found.reshape(rows, self.n_vocab)
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a text, with the model's BOS and special tokens read as such."""
+        vocabulary = self._llama.call("llama_model_get_vocab", c_void_p, (c_void_p, self._model))
+        raw = text.encode()
+        ids = (c_int32 * (len(raw) + 2))()
+        given = ((c_char_p, raw), (c_int32, len(raw)), (c_void_p, ctypes.addressof(ids)))
+        rest = ((c_int32, len(ids)), (c_bool, True), (c_bool, True))
+        first = (c_void_p, vocabulary)
+        n = self._llama.call("llama_tokenize", c_int32, first, *given, *rest)
+        if n < 0:
+            raise RuntimeError(f"{self._llama.flavour}: llama_tokenize returned {n}")
+        return list(ids[:n])
+
     def _ask(self, name: str, result: Any, *arguments: tuple[Any, Any]) -> Any:
         return self._llama.call(name, result, (c_void_p, self._context), *arguments)
 

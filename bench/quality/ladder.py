@@ -4,10 +4,10 @@
         --text tg=valid.jsonl --text en=valid-en.jsonl --scheme int4 --scheme int4-rtn \
         --peer llmcompressor-gptq=peers/gptq
 
-A scheme is a directory of that name under --work, made by `soroq quantize`; a peer is one written
-by `bench/peers/run_peer.py`. One record a model and text goes to bench/records. `--table` prints
-the newest record of each model on the windows of the last run as Markdown and `--picture FILE.svg`
-draws them; both measure nothing.
+A scheme is a directory of that name under --work, made by `soroq quantize`; a peer is one that
+`soroq quantize --backend` made, or `bench/peers/hqq_model.py`. One record a model and text goes to
+bench/records. `--table` prints the newest record of each model on the windows of the last run as
+Markdown and `--picture FILE.svg` draws them; both measure nothing.
 """
 
 import argparse

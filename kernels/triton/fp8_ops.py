@@ -23,7 +23,9 @@ def rule_few(sms: int, M: int, N: int, K: int, *, both: bool) -> Config:
     block_m = next(size for size in (8, 16, 32, 64) if M <= size or size == FEW)
     blocks = -(-N // 64) * -(-M // block_m)
     splits = max(1, min(2 * sms // blocks, -(-K // 128) // 3))
-    return Config(max(block_m, 16) if both else block_m, 64, splits, 4, 4, deferred=True)
+    # four stages where all programs run at once, three where more wait or registers are short
+    stages = 3 if blocks > 3 * sms or (not both and M > 8) else 4
+    return Config(max(block_m, 16) if both else block_m, 64, splits, 4, stages, deferred=True)
 
 
 def rule_many(sms: int, M: int, N: int) -> Many:

@@ -87,6 +87,17 @@ def quantize(
     sensitivity: Annotated[
         Path | None, typer.Option(help="A file of `soroq sensitivity`; default: measured now.")
     ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(help="Let llmcompressor, gptqmodel or autoround do it."),
+    ] = "",
+    backend_python: Annotated[
+        Path | None,
+        typer.Option(help="The Python that has it.", envvar="SOROQ_BACKEND_PYTHON"),
+    ] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="compressed-tensors, gptq, gptq-v2 or awq.")
+    ] = "compressed-tensors",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
@@ -115,6 +126,9 @@ def quantize(
             damp,
             distill,
             parse_budget(budget, max_size, max_dnll, sensitivity),
+            backend,
+            backend_python,
+            format_name,
             dry_run,
             resume,
             json_out,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from soroq.cli.options import Json
+
 commands = typer.Typer(no_args_is_help=True, help="Corpus, pretraining and tuning.")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="A TOML file; see docs/train.md.")]
@@ -18,6 +20,39 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished
 @commands.callback()
 def _train() -> None:
     """Corpus, pretraining and tuning."""
+
+
+@commands.command()
+def corpus(
+    out: Annotated[Path, typer.Argument(help="The new directory.", show_default=False)],
+    text: Annotated[list[str], typer.Option(help="LANGUAGE=FILE or folder; may be repeated.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer: a directory, .gguf or name.")],
+    benchmark: Annotated[
+        list[Path] | None, typer.Option(help="JSONL of items that must not be in the text.")
+    ] = None,
+    valid_share: Annotated[float, typer.Option(help="Of documents.", min=0, max=0.5)] = 0.02,
+    license_: Annotated[
+        str, typer.Option("--license", help="Of files that name none.")
+    ] = "unknown",
+    seed: int = 0,
+    resume: Resume = False,
+) -> None:
+    """Build a corpus: read, clean, filter, mask, drop doubles and benchmarks, tokenize."""
+    from soroq.commands.corpus import run_corpus
+
+    run_corpus(out, tuple(text), model, tuple(benchmark or ()), valid_share, license_, seed, resume)
+
+
+@commands.command()
+def tokenizer(
+    model: Annotated[str, typer.Option(help="Whose tokenizer: a directory, .gguf or name.")],
+    text: Annotated[list[str], typer.Option(help="LANGUAGE=FILE or folder; may be repeated.")],
+    json_out: Json = False,
+) -> None:
+    """Tell what a tokenizer makes of each language, and what that costs."""
+    from soroq.commands.corpus import run_tokenizer
+
+    run_tokenizer(model, tuple(text), json_out)
 
 
 @commands.command()

@@ -1,6 +1,7 @@
 """quantize, calib build and schemes: build requests, call the library, print results."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,17 @@ from soroq.calib.dataset import CalibrationSet, load_calibration
 from soroq.calib.sources import Document, builtin_documents, read_documents
 from soroq.commands.budget import Budget, apply_budget
 from soroq.commands.calibration import build_set, parse_mix
+from soroq.commands.convert import run_convert
 from soroq.core.errors import CalibrationError, SchemeError
 from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
+from soroq.io.formats.refusal import FormatError
+from soroq.io.formats.registry import get_format
+from soroq.io.writer import require_empty_dir
+from soroq.manifest import MANIFEST
 
+OWN_FORMAT = "compressed-tensors"
 _EMBED = {
     "none": None,
     "int8": QuantArgs(bits=8, group_size=64),
@@ -45,6 +52,9 @@ class QuantizeRequest:
     damp: float
     distill: bool | None
     budget: Budget | None
+    backend: str
+    backend_python: Path | None
+    format_name: str
     dry_run: bool
     resume: bool
     json_out: bool
@@ -90,17 +100,49 @@ def list_schemes() -> None:
 
 def run_quantize(request: QuantizeRequest) -> None:
     recipe = request.recipe()
+    if request.backend:
+        _refuse_beside_backend(request)
     if request.budget is not None:
         recipe = apply_budget(request.model, recipe, request.budget)
+    if request.format_name != OWN_FORMAT:
+        _refuse_format(request, recipe)
     if request.dry_run:
         _print_plan(request, recipe)
         return
-    out = request.out or Path(f"{Path(request.model).stem}-{recipe.scheme.name}")
-    quantize_to(request, recipe, out)
+    by = f"-{request.backend}" if request.backend else ""
+    out = request.out or Path(f"{Path(request.model).stem}-{recipe.scheme.name}{by}")
+    made = out if request.format_name == OWN_FORMAT else out.with_name(f"{out.name}.soroq")
+    if made != out:
+        require_empty_dir(out)
+    if made == out or not (made / MANIFEST).is_file():  # whole since an earlier run
+        if request.backend:
+            _quantize_with_backend(request, recipe, made)
+        else:
+            quantize_to(request, recipe, made)
+    if made != out:
+        run_convert(str(made), out, request.format_name)
+        shutil.rmtree(made)
     if request.json_out:
         print((out / "soroq.json").read_text(encoding="utf-8"))
     else:
         console.out.print(f"wrote {out}", highlight=False)
+
+
+def _refuse_format(request: QuantizeRequest, recipe: Recipe) -> None:
+    """Raise FormatError before anything is done when the format can't hold what would come out."""
+    from soroq.io.checkpoint import open_checkpoint
+    from soroq.models.registry import find_layout
+    from soroq.pipeline.plan import make_plan
+
+    target = get_format(request.format_name)
+    checkpoint = open_checkpoint(request.model)
+    plan = make_plan(checkpoint, find_layout(checkpoint.config, set(checkpoint.names())), recipe)
+    schemes = {(m.scheme, m.shape) for m in plan.modules if m.scheme is not None}
+    if target.uniform and len({s.weight for s, _ in schemes}) > 1:
+        raise FormatError(f"{target.name} has one set of numbers for all modules; give one scheme")
+    for scheme, shape in schemes:
+        if reason := target.refuses(scheme.weight, scheme.activation, shape):
+            raise FormatError(f"{recipe.scheme.name} can't be {target.name}: {reason}")
 
 
 def quantize_to(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
@@ -126,6 +168,43 @@ def quantize_to(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
             resume=request.resume,
             listen=listen,
         )
+
+
+def _refuse_beside_backend(request: QuantizeRequest) -> None:
+    """Raise SchemeError for steps of soroq's own that another tool doesn't take."""
+    if request.budget is not None:
+        raise SchemeError("a budget mixes schemes, a backend gets one; drop --budget and its like")
+    if request.distill:
+        raise SchemeError(f"{request.backend} doesn't distil; drop --distill, or --backend")
+
+
+def _quantize_with_backend(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:
+    """Let another tool quantize into `out`; what it says goes to the terminal."""
+    from soroq.backends.process import find_python
+    from soroq.backends.run import plan_job, quantize_with
+    from soroq.backends.tools import get_tool
+
+    job = plan_job(request.backend, request.model, recipe)
+    find_python(get_tool(request.backend), request.backend_python)  # said before text is read
+    calibration = _calibration(request, recipe) if job.calibrated else None
+    print(f"{request.backend}: {job.what} {json.dumps(job.arguments)}", file=sys.stderr)
+    try:
+        quantize_with(
+            request.backend,
+            request.model,
+            out,
+            recipe=recipe,
+            calibration=calibration,
+            python=request.backend_python,
+            resume=request.resume,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"soroq: interrupted; {request.backend} can't go on where it was: start it anew with "
+            f"the same command and --resume, or delete {out}.partial",
+            file=sys.stderr,
+        )
+        raise
 
 
 @contextmanager
@@ -181,6 +260,11 @@ def _print_plan(request: QuantizeRequest, recipe: Recipe) -> None:
     checkpoint = open_checkpoint(request.model)
     refuse_quantized(checkpoint)
     plan = make_plan(checkpoint, find_layout(checkpoint.config, set(checkpoint.names())), recipe)
+    if request.backend:
+        from soroq.backends.run import plan_job
+
+        print(json.dumps(asdict(plan_job(request.backend, request.model, recipe)), indent=2))
+        return
     seconds = plan.flops / (measure_gflops() * 1e9)
     if request.json_out:
         document = asdict(plan) | {"seconds": seconds, "bits_per_weight": plan.bits_per_weight}

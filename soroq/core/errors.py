@@ -36,5 +36,9 @@ class OutputError(SoroqError):
     """An output place that can't be written: not empty, or on a disk that is too small."""
 
 
+class BackendError(SoroqError):
+    """Another quantizer that isn't installed, failed, or left a result of another kind."""
+
+
 class KernelError(SoroqError):
     """No kernel, compiler or device for what was asked."""

@@ -17,7 +17,7 @@ from soroq.core.errors import CheckpointError
 from soroq.core.packing import pack_rows
 from soroq.core.qtensor import QuantizedTensor, round_int
 from soroq.core.scheme import QuantArgs
-from soroq.loading import StoredMatrix, StoredWeights
+from soroq.io.stored import StoredMatrix, StoredWeights
 
 BLOCK_SIZES = (128, 64, 32, 16)  # for rows with one scale; a row is a multiple of one of them
 FALLBACK_GROUP = 128

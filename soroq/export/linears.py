@@ -16,7 +16,7 @@ import torch
 from soroq.export.blocks import BlockedMatrix, is_rounded_anew, numbers_of, read_blocks
 from soroq.export.graph import MICROSOFT, GraphBuilder
 from soroq.io.checkpoint import Checkpoint
-from soroq.loading import StoredWeights
+from soroq.io.stored import StoredWeights
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from soroq.export.target import (
     Say,
 )
 from soroq.export.tensors import FILE_LIMIT, ONNX_TYPES, ExternalData
-from soroq.io.checkpoint import Checkpoint, open_checkpoint
+from soroq.io.checkpoint import Checkpoint, open_stored
 from soroq.io.safetensors_file import fsync_directory
 from soroq.io.writer import (
     atomic_write,
@@ -89,7 +89,7 @@ def export_folder(
     requires: what the folder needs besides ONNX Runtime.
     """
     require_empty_dir(request.out)
-    checkpoint = open_checkpoint(request.source)
+    checkpoint = open_stored(request.source)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
     require_disk_space(request.out, int(checkpoint.total_bytes * SPACE_FACTOR))
     with _partial_folder(request.out) as folder:

@@ -18,7 +18,7 @@ from soroq.core.errors import CheckpointError, NumericsError
 from soroq.io.safetensors_file import SafetensorsFile, TensorInfo
 from soroq.io.writer import sha256_file
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "open_stored"]
 
 CHECKED_AT_ONCE = 1 << 24  # values
 SIDE_FILES = (
@@ -208,3 +208,17 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         f"{str(source)!r} is not a local directory or .gguf file (known names: "
         f"{', '.join(sorted(DEMO_MODELS))}); a hub model must be downloaded first"
     )
+
+
+def open_stored(source: str | Path) -> Checkpoint:
+    """Return the checkpoint at a path as it is stored: a GGUF's quantized matrices stay so.
+
+    For what runs, inspects or converts weights; what quantizes them takes `open_checkpoint`. Raises
+    CheckpointError when there is nothing readable.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix == ".gguf":
+        from soroq.io.gguf_packed import PackedGguf
+
+        return PackedGguf(path)
+    return open_checkpoint(source)

@@ -115,28 +115,42 @@ class GgufCheckpoint(Checkpoint):
         unique, inverse = rows.unique(return_inverse=True)
         return torch.cat([self._expand(name, int(row), 1) for row in unique])[inverse]
 
+    def _kind(self, name: str) -> str:
+        """Return the ggml type of a tensor by name."""
+        import gguf
+
+        return str(gguf.GGMLQuantizationType(self._tensors[name].ggml_type).name)
+
+    def _read(self, name: str, first: int, count: int | None) -> Any:
+        """Return rows [first, first + count) of a tensor (None: all) as they are stored.
+
+        A writable uint8 array (rows, bytes); a tensor without axes is one row.
+        """
+        import gguf
+        import numpy
+
+        tensor = self._tensors[name]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self._kind(name)]]
+        width = tensor.shape[-1] if tensor.shape else 1
+        row_bytes = width // block * block_bytes
+        n_rows = math.prod(tensor.shape) // max(width, 1) if count is None else count
+        with self.path.open("rb") as file:
+            file.seek(self.header.data_start + tensor.offset + first * row_bytes)
+            raw = bytearray(file.read(n_rows * row_bytes))
+        if len(raw) != n_rows * row_bytes:
+            raise CheckpointError(f"{self.path}: shrank while it was read")
+        return numpy.frombuffer(raw, numpy.uint8).reshape(n_rows, row_bytes)
+
     def _expand(self, name: str, first: int, count: int | None) -> torch.Tensor:
         """Return rows [first, first + count) of a tensor (None: all) as bfloat16."""
         import gguf
         import numpy
 
         tensor = self._tensors[name]
-        kind = gguf.GGMLQuantizationType(tensor.ggml_type)
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        width = tensor.shape[-1] if tensor.shape else 1
-        row_bytes = width // block * block_bytes
-        total = math.prod(tensor.shape) // max(width, 1)
-        n_rows = total if count is None else count
-        with self.path.open("rb") as file:
-            file.seek(self.header.data_start + tensor.offset + first * row_bytes)
-            raw = file.read(n_rows * row_bytes)
-        if len(raw) != n_rows * row_bytes:
-            raise CheckpointError(f"{self.path}: shrank while it was read")
-        values = gguf.dequantize(
-            numpy.frombuffer(raw, numpy.uint8).reshape(n_rows, row_bytes), kind
-        )
+        raw = self._read(name, first, count)
+        values = gguf.dequantize(raw, gguf.GGMLQuantizationType[self._kind(name)])
         weight = torch.from_numpy(numpy.array(values, dtype=numpy.float32)).view(
-            tensor.shape if count is None else (n_rows, width)
+            tensor.shape if count is None else (count, tensor.shape[-1])
         )
         if self.architecture == "gemma3" and "norm" in tensor.name:
             weight = weight - 1

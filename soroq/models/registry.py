@@ -45,7 +45,8 @@ def find_layout(config: dict[str, Any], names: Collection[str]) -> DecoderLayout
     for index in range(layout.n_blocks):
         for path in arch.linears:
             name = f"{layout.block(index)}.{path}.weight"
-            if name not in names and name + "_packed" not in names:
+            gptq_or_awq = f"{layout.block(index)}.{path}.qweight"
+            if not any(n in names for n in (name, name + "_packed", gptq_or_awq)):
                 raise CheckpointError(
                     f"{name} is missing from the checkpoint (config.json promises "
                     f"{layout.n_blocks} blocks)"

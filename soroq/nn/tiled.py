@@ -161,21 +161,29 @@ class TiledPart(nn.Module):
         return stack.columns(x, self._index)
 
 
-def tile_model(model: nn.Module, groups: Sequence[Sequence[str]], dtype: torch.dtype) -> None:
+def tile_model(
+    model: nn.Module,
+    groups: Sequence[Sequence[str]],
+    dtype: torch.dtype,
+    *,
+    decoder: str = "model",
+) -> None:
     """Put every packed int4 and int8 weight of a causal model into tiles, scales in `dtype`.
 
     groups: paths in a block of linears that read the same input; alike ones become one product, a
     gate and an up projection with a GELU between them one launch with it. What doesn't fit tiles
-    stays as it is.
+    stays as it is. decoder: the path of what holds `layers` and `embed_tokens`.
     """
-    for block in model.get_submodule("model.layers").children():
+    holder = model.get_submodule(decoder)
+    for block in holder.get_submodule("layers").children():
         for group in groups:
             _tile_group(block, group, dtype)
-    embedding = model.get_submodule("model.embed_tokens")
+    embedding = holder.get_submodule("embed_tokens")
     if isinstance(embedding, PackedEmbedding) and _fits(embedding.packed):
         shared = TiledLinear(embedding.packed.quantized(), dtype=dtype)
-        put(model, "model.embed_tokens", TiledEmbedding(shared, embedding.scale, embedding.dtype))
-        put(model, "lm_head", shared)
+        put(holder, "embed_tokens", TiledEmbedding(shared, embedding.scale, embedding.dtype))
+        if hasattr(model, "lm_head"):
+            put(model, "lm_head", shared)
 
 
 def _tile_group(block: nn.Module, group: Sequence[str], dtype: torch.dtype) -> None:

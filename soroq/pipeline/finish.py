@@ -37,7 +37,7 @@ def write_output(
     if building.exists():
         shutil.rmtree(building)
     building.mkdir()
-    schemes = _quantized_modules(layout, recipe)
+    schemes = quantized_modules(layout, recipe)
     replaced = {f"{name}.weight" for name in schemes}
     writer = ShardedWriter(building)
     for name in checkpoint.names():
@@ -73,7 +73,7 @@ def write_output(
         folds += [{"block": index} | fold for fold in report["folds"]]
     config = dict(checkpoint.config)
     config["quantization_config"] = quantization_config(
-        schemes, _ignored(checkpoint, layout, schemes), layout.embedding, recipe.embed
+        schemes, ignored_modules(checkpoint, layout, schemes), layout.embedding, recipe.embed
     )
     writer.finish(config, {"format": "pt"})
     checkpoint.copy_side_files(building)
@@ -96,7 +96,8 @@ def _copy(writer: ShardedWriter, checkpoint: Checkpoint, name: str) -> None:
     writer.add_lazy(name, info, partial(checkpoint.load, name))
 
 
-def _quantized_modules(layout: DecoderLayout, recipe: Recipe) -> dict[str, Scheme]:
+def quantized_modules(layout: DecoderLayout, recipe: Recipe) -> dict[str, Scheme]:
+    """Return the scheme of each linear that a recipe quantizes."""
     modules = {}
     for index in range(layout.n_blocks):
         for path in layout.architecture.linears:
@@ -107,7 +108,7 @@ def _quantized_modules(layout: DecoderLayout, recipe: Recipe) -> dict[str, Schem
     return modules
 
 
-def _ignored(
+def ignored_modules(
     checkpoint: Checkpoint, layout: DecoderLayout, schemes: dict[str, Scheme]
 ) -> list[str]:
     """Return what a reader must leave alone: the head, skipped linears, the vision side."""

@@ -78,7 +78,7 @@ def quantize(
     require_empty_dir(out)
     require_disk_space(out, plan.output_bytes * 2 + plan.staging_bytes)
     if plan.calibrated:
-        calibration = _checked(calibration, recipe, layout)
+        calibration = checked_calibration(calibration, recipe, layout)
     else:
         calibration = None
     _check_outside_blocks(checkpoint, layout)
@@ -88,7 +88,7 @@ def quantize(
         "source_sha256": source_sha256,
         "recipe": recipe.to_json(),
         "calibration": calibration.sha256 if calibration else None,
-        "versions": _versions(),
+        "versions": library_versions(),
         "threads": torch.get_num_threads(),
     }
     stage.open(job, resume=resume)
@@ -110,7 +110,7 @@ def quantize(
         source_sha256=source_sha256,
         recipe=asdict(recipe),
         calibration=calibration.manifest if calibration else None,
-        versions=_versions(),
+        versions=library_versions(),
         layers=[],
         folds=[],
         source_bytes=checkpoint.total_bytes,
@@ -284,9 +284,10 @@ def _first_streams(
     return activations, ActivationFile(stage.activation_file(done, reference=True), *shape)
 
 
-def _checked(
+def checked_calibration(
     calibration: CalibrationSet | None, recipe: Recipe, layout: DecoderLayout
 ) -> CalibrationSet:
+    """Return the set. Raises CalibrationError when there is none or it is of another tokenizer."""
     if calibration is None:
         raise CalibrationError(f"{recipe.scheme.name} needs calibration text; give --calib")
     largest = int(calibration.ids.max())
@@ -307,7 +308,8 @@ def _token_weight(calibration: CalibrationSet | None, recipe: Recipe) -> torch.T
     return weight
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return what decides the bytes beside the recipe."""
     import transformers
 
     return {

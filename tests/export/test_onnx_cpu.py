@@ -22,8 +22,9 @@ from soroq.export.onnx_cpu import export
 from soroq.export.session import EVERY, LAST, OnnxDecoder, open_session
 from soroq.export.target import ExportRequest, read_export
 from soroq.io.checkpoint import open_checkpoint
+from soroq.io.stored import StoredWeights
 from soroq.io.writer import sha256_file
-from soroq.loading import StoredWeights, load
+from soroq.loading import load
 from soroq.models.tiny import write_tiny_model
 from soroq.nn.linear import RoundedLinear
 

@@ -24,10 +24,11 @@ from soroq.export.panel_linears import _shape
 from soroq.export.session import EVERY, LAST, OnnxDecoder, open_session
 from soroq.export.target import ExportRequest, read_export
 from soroq.io.checkpoint import open_checkpoint
+from soroq.io.stored import StoredWeights
 from soroq.kernels import dispatch, panels
 from soroq.kernels.cpu.panels import gated_panels, gather_panels, matmul_panels
 from soroq.kernels.panels import PanelWeight, pack, pack_pair
-from soroq.loading import StoredWeights, load
+from soroq.loading import load
 from soroq.models.tiny import write_tiny_model
 
 pytestmark = pytest.mark.skipif(not panels.is_built(), reason="soroq._cpu is not built")

@@ -92,3 +92,30 @@ def test_only_the_decoder_changes_and_transformers_sees_and_reads(
         # transformers runs a quantized multimodal model in its stored bfloat16, whatever is asked
         distance = (theirs(input_ids=only_text).logits.float() - ours).norm() / ours.norm()
     assert distance < 0.03
+
+
+def test_transformers_keeps_the_decoder_packed_with_soroq_hf(base: Path, tmp_path: Path) -> None:
+    from soroq.hf import SoroqConfig
+    from soroq.nn.linear import PackedLinear
+    from soroq.nn.panels import PanelLinear
+
+    out = tmp_path / "out"
+    recipe = Recipe(get_scheme("int4-rtn", group_size=32))
+    quantize(base, out, recipe=recipe, calibration=None)
+    ids = torch.randint(4, 260, (1, 20))
+    given = {"quantization_config": SoroqConfig(), "dtype": torch.float32}
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        out, output_loading_info=True, **given
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    packed = [m for m in model.modules() if isinstance(m, PanelLinear | PackedLinear)]
+    assert len(packed) == 3 * 7
+    with torch.no_grad():
+        logits = model(ids).logits
+        torch.testing.assert_close(logits, load(out)(ids).logits, rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path / "again")
+    before, after = (load_file(path / "model.safetensors") for path in (out, tmp_path / "again"))
+    assert set(before) - {"lm_head.weight"} == set(after) - {"lm_head.weight"}
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "again", **given)
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, logits)

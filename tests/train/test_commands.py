@@ -1,6 +1,7 @@
 """`soroq train …` as typed: what it prints and leaves; bad input is one line and exit code 2."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,30 @@ def test_bad_input_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err.strip()
     assert error.startswith("soroq: ") and message in error and "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "message"),
+    [
+        ("torch.utils.tensorboard", "run.tensorboard=true", "pip install tensorboard"),
+        ("peft", "model.lora_rank=2", "pip install peft"),
+    ],
+    ids=["tensorboard", "peft"],
+)
+def test_a_missing_package_is_named(
+    tiny: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    setting: str,
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    file = _file(tmp_path, tiny)
+    given = ["train", "pretrain", "--config", file, "-o", tmp_path / "out", "--set", setting]
+    assert _soroq(monkeypatch, *given) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(

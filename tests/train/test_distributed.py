@@ -94,8 +94,9 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
     one_at_a_time = {"micro_batch": 1, "steps": 4}
     configs = {
         "full": tiny.config(train=one_at_a_time),
-        "lora-checkpointed": tiny.config(
-            model={"lora_rank": 4}, train=one_at_a_time | {"activation_checkpointing": True}
+        "lora-checkpointed-bfloat16": tiny.config(
+            model={"lora_rank": 4},
+            train=one_at_a_time | {"activation_checkpointing": True, "compute": "bfloat16"},
         ),
         "muon-bfloat16": tiny.config(
             train=one_at_a_time | {"compute": "bfloat16", "optimizer": "muon"}
@@ -115,7 +116,9 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
     return found | {"handed-over": (root / "full", root / "handed-over")}
 
 
-@pytest.mark.parametrize("name", ["full", "lora-checkpointed", "muon-bfloat16", "handed-over"])
+@pytest.mark.parametrize(
+    "name", ["full", "lora-checkpointed-bfloat16", "muon-bfloat16", "handed-over"]
+)
 def test_two_processes_learn_what_one_learns(runs: dict[str, tuple[Path, Path]], name: str) -> None:
     one, two = runs[name]
     rel = LOSSES["bfloat16" if "bfloat16" in name else "float32"]

@@ -158,6 +158,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(chat: Any) -> None:
         form.encode(Conversation(PAIR, "x"))
 
 
+def test_the_end_of_an_answer_is_a_mark_and_no_word(chat: Any) -> None:
+    form = ChatForm(chat.tokenizer)
+    mark = form.end_of(form.encode(Conversation(PAIR, "x")))
+    assert mark == chat.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    form.template = GEMMA_TEMPLATE.replace("<end_of_turn>", ".")
+    assert form.end_of(form.encode(Conversation(PAIR, "x"))) is None
+
+
 def test_a_tokenizer_without_template_and_marks_is_refused(tiny: Any) -> None:
     with pytest.raises(CalibrationError, match="no chat template"):
         ChatForm(tiny.tokenizer)
@@ -249,3 +257,26 @@ def test_a_run_learns_to_answer_and_to_stop(chat: Any, tmp_path: Path) -> None:
     assert tokenizer.decode(written) == "Душанбе аст.<end_of_turn>"
     before = load_file(chat.model / "model.safetensors")
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == before.keys()
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(chat: Any, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 5:
+            raise Stop
+
+    pairs = [(f"{ASKED} {i}", "Душанбе аст. " * (i % 4 + 1)) for i in range(20)]
+    config = _config(chat, _write(tmp_path / "c.jsonl", pairs))
+
+    def run(out: str, listen: Any, resume: bool = False) -> None:
+        sft(config, tmp_path / out, chat.tokenizer, resume=resume, listen=listen)
+
+    run("whole", lambda *_: None)
+    with pytest.raises(Stop):
+        run("stopped", stop)
+    run("stopped", lambda *_: None, resume=True)
+    for file in ("model.safetensors", "soroq-train.json", "generation_config.json"):
+        one, other = ((tmp_path / name / file).read_bytes() for name in ("whole", "stopped"))
+        assert one == other, file

@@ -18,6 +18,14 @@ from soroq.core.scheme import QuantArgs, Scheme
 
 PACK = "pack-quantized"
 FLOAT = "float-quantized"
+PARTS = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "input_scale",
+)
 
 
 def encode(module: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
@@ -120,7 +128,7 @@ def parse_config(config: Mapping[str, Any]) -> list[tuple[list[str], QuantArgs, 
 
     Raises CheckpointError for numbers that soroq can't represent.
     """
-    if config.get("quant_method") != "compressed-tensors":
+    if config.get("quant_method") not in ("compressed-tensors", "soroq"):
         raise CheckpointError(
             f"quant_method {config.get('quant_method')!r} is not readable; compressed-tensors is"
         )

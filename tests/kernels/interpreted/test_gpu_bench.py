@@ -28,7 +28,9 @@ def test_every_part_runs_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert gpu.main(["--out", str(tmp_path), "--try"]) == 0
     assert times == {part: (tmp_path / f"{part}.json").stat().st_mtime_ns for part in gpu.PARTS}
     assert gpu.main(["--table", str(tmp_path)]) == 0
-    assert "| soroq int4 |" in capsys.readouterr().out
+    assert "× torch bf16" in capsys.readouterr().out
+    assert gpu.main(["--picture", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("<svg ")
 
 
 def test_unknown_parts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,280 @@
+"""soroq train corpus: what is kept, dropped, masked and split; the same bytes after a kill."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soroq import cli
+from soroq.core.errors import CalibrationError
+from soroq.models.tiny import write_tiny_model
+from soroq.train.corpus.build import Request, build
+from soroq.train.corpus.decontaminate import Benchmarks
+from soroq.train.corpus.dedup import Seen
+from soroq.train.corpus.pii import mask
+from soroq.train.corpus.quality import objection
+from soroq.train.corpus.shards import read_corpus
+from soroq.train.corpus.sources import find_files, read_file, read_html, read_pdf
+
+WORDS = (
+    "ва дар ки аз ба барои мактаб китоб хонандагон рӯз шаҳр кӯҳ об ҷавон қалам ин он аст мо "
+    "шумо ҳар як низ агар кард омӯзгор дарс забони тоҷикӣ хона боғ дарахт мева деҳа роҳ"
+).split()
+
+RUSSIAN = (
+    "Школа и книга для детей в городе: это было так, как если бы они жили там всегда. Мы не знали, "
+    "что он уже приехал и что все его ждут, но она сказала нам об этом вечером, когда мы вышли."
+)
+PROGRAM = "from soroq.cli import main; main()"
+
+
+def passage(seed: int, length: int = 60) -> str:
+    """Return words that no two seeds have in the same order."""
+    state, found = seed * 7919 + 13, []
+    for _ in range(length):
+        state = (state * 1103515245 + 12345) % 2**31
+        found.append(WORDS[state // 65536 % len(WORDS)])
+    return " ".join(found) + "."
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from soroq.loading import load_tokenizer
+
+    return load_tokenizer(write_tiny_model(tmp_path_factory.mktemp("corpus") / "model"))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    return path
+
+
+def reasons(out: Path) -> list[str]:
+    return [json.loads(line)["reason"] for line in (out / "dropped.jsonl").open()]
+
+
+def test_good_text_is_kept_and_the_rest_is_told(tmp_path: Path, tokenizer: Any) -> None:
+    item = passage(900, 40)
+    rows = [
+        *({"text": passage(i), "source": "school", "license": "CC0"} for i in range(30)),
+        {"text": passage(3) + " охир"},  # nearly the fourth
+        {"text": RUSSIAN},
+        {"text": "кӯтоҳ"},
+        {"text": "1 2 3 4 5 6 7 8 9 10 " * 10},
+        {"text": f"Матни дароз {item} ва анҷом. " + passage(901)},
+    ]
+    path = write(tmp_path / "tg.jsonl", rows)
+    bench = write(tmp_path / "bench.jsonl", [{"question": item, "choices": ["ҳа", "не"]}])
+    out = tmp_path / "out"
+    request = Request((("tg", path),), (bench,), valid_share=0.2, license="unknown")
+    build(request, out, tokenizer)
+    assert sorted(reasons(out)) == [
+        "benchmark", "few letters", "language: ru", "near-duplicate", "too short",
+    ]  # fmt: skip
+    corpus = read_corpus(out)
+    train, valid = (corpus.documents(split, "tg") for split in ("train", "valid"))
+    assert len(train) + len(valid) == 30 and len(valid) > 0
+    texts = {tokenizer.decode(train[i][1:]) for i in range(len(train))}
+    assert all(int(train[i][0]) == tokenizer.bos_token_id for i in range(len(train)))
+    assert len(texts) == len(train)
+    school = next(s for s in corpus.card["sources"] if s["source"] == "school")
+    assert school["documents"] == 30 and school["license"] == "CC0"
+    split_tokens = sum(e["tg"]["tokens"] for e in corpus.card["splits"].values())
+    assert school["tokens"] == split_tokens
+    card = (out / "DATA_CARD.md").read_text()
+    assert "| CC0 | tg | 30 |" in card and "near-duplicate: 1" in card and "bench.jsonl" in card
+
+
+def test_files_of_every_kind_are_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("trafilatura")
+    import pyarrow.parquet as parquet
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text(passage(1))
+    with gzip.open(folder / "b.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(json.dumps({"text": passage(2), "source": "s"}))
+    table = pyarrow.table({"text": [passage(3)], "license": ["CC-BY"]})
+    parquet.write_table(table, folder / "c.parquet")
+    body = "".join(f"<p>{passage(i)}</p>" for i in (4, 5, 6))
+    (folder / "d.html").write_text(
+        f"<html><body><nav>Меню</nav><article><h1>Дарс</h1>{body}</article></body></html>"
+    )
+    (folder / "e.png").write_bytes(b"no text")
+    found = [raw for file in find_files(folder) for raw in read_file(file, "tg", "told")]
+    assert [raw.text for raw in found[:3]] == [passage(1), passage(2), passage(3)]
+    assert [raw.license for raw in found] == ["told", "told", "CC-BY", "told"]
+    assert found[1].source == "s" and found[1].where == "b.jsonl.gz:1"
+    assert passage(5) in found[3].text and "Меню" not in found[3].text
+    assert read_html("<html></html>") == ""
+
+
+def test_a_pdf_without_text_says_why(tmp_path: Path) -> None:
+    pypdf = pytest.importorskip("pypdf")
+    writer = pypdf.PdfWriter()
+    writer.add_blank_page(200, 200)
+    writer.write(tmp_path / "scan.pdf")
+    assert read_pdf(tmp_path / "scan.pdf") == ("", "scanned pages")
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 nothing")
+    with pytest.raises(CalibrationError, match="unreadable PDF"):
+        read_pdf(tmp_path / "bad.pdf")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Нависед ба ali.v@maktab.tj лутфан", "Нависед ба ‹EMAIL› лутфан"),
+        ("занг: +992 93 123 45 67.", "занг: ‹PHONE›."),
+        ("занг: +992931234567", "занг: ‹PHONE›"),
+        ("тел. 93 123 45 67", "тел. ‹PHONE›"),
+        ("тел. (44) 600-12-34", "тел. ‹PHONE›"),
+        ("+7 (495) 123-45-67", "‹PHONE›"),
+        ("шиноснома А12345678", "шиноснома ‹PASSPORT›"),
+        ("РМА: 510012345", "‹TAX›"),
+        ("ИНН 123456789012", "‹TAX›"),
+    ],
+)
+def test_what_names_a_person_is_masked(text: str, masked: str) -> None:
+    assert mask(text)[0] == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "солҳои 1941-1945 ва 2018–2022",
+        "нархаш 12 500 000 сомонӣ",
+        "Қонуни № 1234 аз 22.07.2013",
+        "аҳолӣ 10 143 543 нафар",
+        "3.14159265358979",
+        "ISBN 978-99947-1-234-5",
+        "соати 10:30-12:45",
+        "масоҳат 143 100 км²",
+        "рақами 123456789",
+    ],
+)
+def test_other_numbers_stay(text: str) -> None:
+    assert mask(text)[0] == text
+
+
+def test_quality_names_its_reason() -> None:
+    good = passage(1)
+    assert objection(good, "tg") == ""
+    assert objection(good, "ru") == "language: tg"
+    assert objection("\n".join([good] * 6), "tg") in ("repeated lines", "repeated passages")
+    assert (
+        objection(" ".join(["мактаб китоб хонандагон рӯз шаҳр"] * 20), "tg") == "repeated passages"
+    )
+    assert objection("а б в г д е ж з и к " * 4, "tg") == "words too short or too long"
+    assert objection(" ".join(f"{w} 12" for w in WORDS), "tg") == "many digits"
+
+
+def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
+    seen = Seen(tmp_path / "seen.sqlite", 0)
+    texts = [passage(i, 200) for i in range(50)]
+    assert [seen.add(text, number) for number, text in enumerate(texts)] == [None] * 50
+    changed = texts[7].split()
+    changed[100] = "дигар"
+    assert seen.add(" ".join(changed), 50) == 7
+    seen.close()
+    again = Seen(tmp_path / "seen.sqlite", 8)  # a build that goes on at document 8
+    assert again.add(texts[7], 8) == 7
+    assert again.add(texts[30], 8) is None
+    again.close()
+
+
+def test_benchmarks_are_found_by_runs_of_words(tmp_path: Path) -> None:
+    long, short = passage(1, 30), "Пойтахти Тоҷикистон кадом шаҳр аст имрӯз"
+    path = write(tmp_path / "b.jsonl", [{"q": long, "a": {"b": [short, "не"]}}])
+    found = Benchmarks([path])
+    middle = " ".join(long.split()[8:22])
+    hit = found.find(f"Инҷо {middle.upper()} ва ғайра")
+    assert hit is not None and hit[0] == "b.jsonl:1"
+    assert found.find(f"Савол: {short}?") is not None
+    assert found.find(" ".join(long.split()[8:20])) is None  # twelve words
+    assert found.find("не") is None
+    with pytest.raises(CalibrationError, match="b2.jsonl:1: not JSON"):
+        (tmp_path / "b2.jsonl").write_text("{")
+        Benchmarks([tmp_path / "b2.jsonl"])
+
+
+def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"text": passage(i, 40), "source": f"s{i % 3}"} for i in range(1200)]
+    path = write(tmp_path / "tg.jsonl", rows + rows[:40])
+    model = tokenizer.name_or_path
+    command = [sys.executable, "-c", PROGRAM, "train", "corpus", "--model", model]
+    command += ["--text", f"tg={path}", "--valid-share", "0.1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+    state = tmp_path / "killed.partial" / "state.json"
+    run = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and run.poll() is None and not state.exists():
+        time.sleep(0.002)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert state.exists() and not (tmp_path / "killed").exists()
+    subprocess.run([*command, "--resume", str(tmp_path / "killed")], check=True, env=environment)
+    whole, killed = (sorted((tmp_path / name).iterdir()) for name in ("whole", "killed"))
+    assert [p.name for p in whole] == [p.name for p in killed]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(whole, killed, strict=True))
+    assert not (tmp_path / "killed.partial").exists()
+    assert reasons(tmp_path / "whole").count("near-duplicate") >= 40
+
+
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "ru.jsonl", [{"text": f"{RUSSIAN} {i}"} for i in range(5)])
+    with pytest.raises(CalibrationError, match="no tg text is left"):
+        build(Request((("tg", path),)), tmp_path / "a", tokenizer)
+    with pytest.raises(CalibrationError, match="--resume, or delete"):
+        build(Request((("tg", path),)), tmp_path / "a", tokenizer)
+    with pytest.raises(CalibrationError, match="begun with other seed"):
+        build(Request((("tg", path),), seed=1), tmp_path / "a", tokenizer, resume=True)
+    with pytest.raises(CalibrationError, match="does not exist"):
+        build(Request((("tg", tmp_path / "no"),)), tmp_path / "b", tokenizer)
+    (tmp_path / "x.jsonl").write_text('{"text": 3}')
+    with pytest.raises(CalibrationError, match="x.jsonl:1: neither 'text' nor 'html'"):
+        build(Request((("tg", tmp_path / "x.jsonl"),)), tmp_path / "c", tokenizer)
+    words = ["soroq", "train", "corpus", str(tmp_path / "d"), "--model", tokenizer.name_or_path]
+    monkeypatch.setattr("sys.argv", [*words, "--text", "tajik.txt"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2 and "give LANGUAGE=PATH" in capsys.readouterr().err
+
+
+def test_the_tokenizer_report_counts(
+    tmp_path: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "tg.jsonl", [{"text": passage(1)}, {"text": passage(2)}])
+    words = ["soroq", "train", "tokenizer", "--model", tokenizer.name_or_path]
+    words += ["--text", f"tg={path}"]
+    monkeypatch.setattr("sys.argv", [*words, "--json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    made = json.loads(capsys.readouterr().out)["tg"]
+    texts = [passage(1), passage(2)]
+    assert made["words"] == 120 and made["bytes"] == sum(len(t.encode()) for t in texts)
+    ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    assert made["tokens"] == sum(map(len, ids))
+    monkeypatch.setattr("sys.argv", [*words, "--text", f"en={path}"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "a word of tg takes 1.00 times the tokens of one of en" in " ".join(
+        capsys.readouterr().out.split()
+    )
