@@ -1,8 +1,13 @@
-"""Tell Tajik Cyrillic from what is easily taken for it: Russian, Uzbek Cyrillic, Persian, Latin.
+"""Tell Tajik Cyrillic from what is easily taken for it.
 
-Words decide first (frequent function words, and -ро, -ҳо, ме- that Tajik builds its sentences
-with), letters second: ӣ ӯ ҷ stand in Tajik only, ў in Uzbek, ы щ in Russian, ғ қ ҳ in Tajik and
-Uzbek. Enough for passages of a few words; a single word can't be told.
+Russian, Uzbek, Kyrgyz and Kazakh in Cyrillic letters, Persian script, Latin letters.
+
+Words decide first (frequent function words, and the endings that sentences are built with),
+letters second: ӣ ӯ ҷ stand in Tajik only, ў in Uzbek, ә ұ і in Kazakh, ң ө ү in Kyrgyz and Kazakh,
+ғ қ ҳ not in Russian and Kyrgyz; a letter that a language hasn't got speaks against it. Enough for
+passages of ten words (docs/train-data.md has the rates, `python -m soroq.bench.language` measures
+them); a single word can't be told. Not told apart: Persian, Pashto and Arabic; Russian, Bulgarian
+and Ukrainian.
 """
 
 import re
@@ -12,21 +17,47 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 FUNCTION_WORDS = {
     "tg": "ва дар ки аз ба бо ин он аст барои ҳам шуд буд мо ман шумо ҳар як низ то агар кард "
-    "мешавад мекунад карда шуда ҳаст нест худ чӣ вай онҳо бояд хеле пас вале аммо инчунин",
+    "мешавад мекунад карда шуда ҳаст нест худ чӣ вай онҳо бояд хеле пас вале аммо инчунин "
+    "ё дигар баъд чун зеро дорад доранд буданд шуданд мекунанд гуфт хоҳад ҳастанд соли танҳо "
+    "ҳатто онро инро худро шудааст кардааст карданд бошад байни нисбат шавад кунад кунед",
     "ru": "и в на что не с по как это для к из был его от но она они мы вы то же так за все при "
-    "или если только было быть который также",
+    "или если только было быть который также о об до без еще уже чтобы может этого их им себя "
+    "чем после во со нет да есть которые которая была были",
     "uz": "ва бу билан учун ҳам эди бўлган бир эса шу лекин мен сиз биз улар керак бўлади деб каби "
-    "унинг қилиш бўлиб шунинг йил ўз",
+    "унинг қилиш бўлиб шунинг йил ўз у ёки эмас бўйича энг кейин кўра қилди қилган бўлса йўқ бор "
+    "деди уни унга кўп ҳақида томонидан орқали сўнг ҳеч лозим эга",
+    "ky": "жана менен үчүн бул ал да эле болгон деп бир ошол анын эмес же кийин болуп керек болот "
+    "бар жок мен биз алар сиз аны өз ар эң көп деген боюнча жөнүндө бирок ошондой айтты алган "
+    "болду экен дагы анда",
+    "kk": "және мен үшін бұл ол да де бір болып деп емес немесе кейін керек бар жоқ біз олар сіз "
+    "оның осы өз әр ең көп туралы бойынша бірақ сондай болды айтты екен еді алған болады оны тиіс",
     "en": "the of and to in a is that for it as was with be by on not he his but at are this have",
 }
 _WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
-_LETTERS = {"tg": "ӣӯҷ", "uz": "ў", "ru": "ыщ"}
-_TAJIK_ENDINGS = ("ҳо", "ҳои", "ҳоро", "ро", "анд", "ист")
+LANGUAGES = ("tg", "ru", "uz", "ky", "kk", "fa", "en")  # that can be told
+_OWN = {"tg": "ӣӯҷ", "ru": "щь", "uz": "ў", "ky": "ңөү", "kk": "әұі"}
+_FOREIGN = {
+    "tg": "ыщўңөүәұі",
+    "ru": "ӣӯҷғқҳўңөүәұі",
+    "uz": "ыщӣӯҷңөүәұі",
+    "ky": "ӣӯҷғқҳўәұі",
+    "kk": "ӣӯҷҳў",
+}
+_ENDINGS = {
+    "tg": "ҳо ҳои ҳоро ро анд ист",
+    "ru": "ого его ому ать ить ных ных ния ние ый ой ых ами ться ся",
+    "uz": "лар лари ларни ларга ларда ларнинг ларини нинг ган лик лиги моқда ади диган",
+    "ky": "нын нин нун нүн дын дин дун дүн лар лер лор лөр ган ген гон гөн дагы деги уу үү",
+    "kk": "ның нің дың дің тың тің лар лер дар дер тар тер ған ген қан кен",
+}
+_SUFFIXES = {language: tuple(endings.split()) for language, endings in _ENDINGS.items()}
 
 
 @dataclass(frozen=True)
 class LanguageGuess:
-    """language: tg, ru, uz, fa (Arabic script), en, latin, other or unknown (too little text)."""
+    """language: tg, ru, uz, ky, kk (Cyrillic), fa (any Arabic script), en, latin, other, or unknown
+    (too little text).
+    """
 
     language: str
     score: float
@@ -48,7 +79,7 @@ def guess_language(text: str) -> LanguageGuess:
         return LanguageGuess("en", share) if share > 0.08 else LanguageGuess("latin", latin)
     if cyrillic < 0.5:
         return LanguageGuess("other", 1.0 - cyrillic)
-    scores = {language: _score(words, letters, language) for language in ("tg", "ru", "uz")}
+    scores = {language: _score(words, letters, language) for language in _OWN}
     best = max(scores, key=lambda language: scores[language])
     if scores[best] < 0.03:
         return LanguageGuess("unknown", scores[best])
@@ -60,9 +91,9 @@ def _share(words: list[str], language: str) -> float:
 
 
 def _score(words: list[str], letters: list[str], language: str) -> float:
-    own = _LETTERS[language]
-    score = _share(words, language) + 4 * sum(char in own for char in letters) / len(letters)
-    if language == "tg":
-        score += 0.5 * sum(len(w) > 3 and w.endswith(_TAJIK_ENDINGS) for w in words) / len(words)
-        score -= 8 * sum(char in "ыщў" for char in letters) / len(letters)
-    return score
+    ended = sum(len(word) > 3 and word.endswith(_SUFFIXES[language]) for word in words)
+    own = sum(char in _OWN[language] for char in letters)
+    foreign = sum(char in _FOREIGN[language] for char in letters)
+    return (
+        _share(words, language) + 0.5 * ended / len(words) + (4 * own - 8 * foreign) / len(letters)
+    )

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from soroq.calib.language import guess_language
+from soroq.calib.language import LANGUAGES, guess_language
 from soroq.core.errors import CalibrationError
 from soroq.train.config import Config
 from soroq.train.corpus.shards import Corpus, read_corpus, tokenizer_fingerprint
 from soroq.train.packing import Packed, Packer, Stream
 
 SAMPLE = 64  # documents whose language is looked at
-GUESSED = ("tg", "ru", "uz", "en")  # languages that guess_language tells apart
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,13 @@ def _refuse_other_language(
     corpus: Corpus, language: str, documents: Sequence[torch.Tensor], tokenizer: Any
 ) -> None:
     """Raise CalibrationError if most of a sample of the documents is in another language."""
-    if language not in GUESSED:
+    if language not in LANGUAGES:
         return
     found: dict[str, int] = {}
     for index in range(0, len(documents), max(1, len(documents) // SAMPLE)):
         text = tokenizer.decode(documents[index][:400].tolist(), skip_special_tokens=True)
         guess = guess_language(text).language
-        if guess in (*GUESSED, "fa"):
+        if guess in LANGUAGES:
             found[guess] = found.get(guess, 0) + 1
     others = sum(found.values()) - found.get(language, 0)
     if others > found.get(language, 0):

@@ -81,7 +81,7 @@ def teacher_data(
     temperature: Annotated[float, typer.Option(min=0)] = 0.8,
     min_words: Annotated[int, typer.Option(min=1)] = 8,
     max_words: Annotated[int, typer.Option(min=1)] = 400,
-    language: Annotated[str, typer.Option(help="tg, ru, uz or en.")] = "tg",
+    language: Annotated[str, typer.Option(help="tg, ru, uz, ky, kk or en.")] = "tg",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     resume: Resume = False,
 ) -> None:
