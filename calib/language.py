@@ -11,6 +11,7 @@ and Ukrainian.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -66,12 +67,13 @@ class LanguageGuess:
 def guess_language(text: str) -> LanguageGuess:
     """Return the language of a passage, with the share of words that speak for it."""
     words = [word.lower() for word in _WORD.findall(text)]
-    letters = [char for word in words for char in word]
-    if len(letters) < 8:
+    letters = Counter("".join(words))
+    total = letters.total()
+    if total < 8:
         return LanguageGuess("unknown", 0.0)
-    cyrillic = sum("\u0400" <= char <= "\u04ff" for char in letters) / len(letters)
-    arabic = sum("\u0600" <= char <= "\u06ff" for char in letters) / len(letters)
-    latin = sum("a" <= char <= "z" for char in letters) / len(letters)
+    cyrillic = sum(n for char, n in letters.items() if "\u0400" <= char <= "\u04ff") / total
+    arabic = sum(n for char, n in letters.items() if "\u0600" <= char <= "\u06ff") / total
+    latin = sum(n for char, n in letters.items() if "a" <= char <= "z") / total
     if arabic > 0.5:
         return LanguageGuess("fa", arabic)
     if latin > 0.5:
@@ -87,13 +89,17 @@ def guess_language(text: str) -> LanguageGuess:
 
 
 def _share(words: list[str], language: str) -> float:
-    return sum(word in _WORDS[language] for word in words) / len(words)
+    known = _WORDS[language]
+    return sum(word in known for word in words) / len(words)
 
 
-def _score(words: list[str], letters: list[str], language: str) -> float:
-    ended = sum(len(word) > 3 and word.endswith(_SUFFIXES[language]) for word in words)
-    own = sum(char in _OWN[language] for char in letters)
-    foreign = sum(char in _FOREIGN[language] for char in letters)
+def _score(words: list[str], letters: Counter[str], language: str) -> float:
+    suffixes = _SUFFIXES[language]
+    ended = sum(word.endswith(suffixes) for word in words if len(word) > 3)
+    own = sum(letters[char] for char in _OWN[language])
+    foreign = sum(letters[char] for char in _FOREIGN[language])
     return (
-        _share(words, language) + 0.5 * ended / len(words) + (4 * own - 8 * foreign) / len(letters)
+        _share(words, language)
+        + 0.5 * ended / len(words)
+        + (4 * own - 8 * foreign) / letters.total()
     )

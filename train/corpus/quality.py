@@ -30,10 +30,10 @@ def objection(text: str, language: str) -> str:
     words = words_of(text)
     if len(words) < LEAST_WORDS:
         return "too short"
-    solid = [char for char in text if not char.isspace()]
-    if sum(char.isalpha() for char in solid) < LEAST_LETTERS * len(solid):
+    solid = Counter("".join(text.split()))
+    if sum(n for char, n in solid.items() if char.isalpha()) < LEAST_LETTERS * solid.total():
         return "few letters"
-    if sum(char.isdigit() for char in solid) > MOST_DIGITS * len(solid):
+    if sum(n for char, n in solid.items() if char.isdigit()) > MOST_DIGITS * solid.total():
         return "many digits"
     mean = sum(map(len, words)) / len(words)
     if not MEAN_WORD[0] <= mean <= MEAN_WORD[1]:
