@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from soroq.calib.normalize import normalize_tajik, normalize_text
 from soroq.core.errors import CalibrationError
 from soroq.train.corpus.quality import words_of
 
@@ -24,7 +25,8 @@ class Benchmarks:
         self._lengths: set[int] = set()
         for file in files:
             for where, text in _texts(file):
-                self._add(words_of(text), where)
+                for clean in (normalize_text, normalize_tajik):  # as documents come here
+                    self._add(words_of(clean(text)), where)
 
     def find(self, text: str) -> tuple[str, str] | None:
         """Return (the item's place, the words) of a run that the text shares, None for none."""

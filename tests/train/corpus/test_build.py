@@ -200,6 +200,10 @@ def test_benchmarks_are_found_by_runs_of_words(tmp_path: Path) -> None:
     assert found.find(f"Савол: {short}?") is not None
     assert found.find(" ".join(long.split()[8:20])) is None  # twelve words
     assert found.find("не") is None
+    item = " ".join(["забони тоҷикӣ дар рӯзи нав"] * 3)
+    raw = item.replace("ӣ", "и\u0304").replace("о", "o")  # a macron of its own, a Latin o
+    unclean = Benchmarks([write(tmp_path / "c.jsonl", [{"q": raw}])])
+    assert unclean.find(item) is not None
     with pytest.raises(CalibrationError, match="b2.jsonl:1: not JSON"):
         (tmp_path / "b2.jsonl").write_text("{")
         Benchmarks([tmp_path / "b2.jsonl"])
