@@ -1,7 +1,7 @@
 """Near-duplicates among any number of documents, in a file instead of in memory.
 
-datasketch's own index lies in memory or in a server; here a band is a number of 64 bits in an SQLite
-table, about 450 bytes a document. datatrove's sorted files would need a second pass over the text.
+datasketch's own index lies in memory or in a server; here a band is a number of 64 bits in an
+SQLite table. datatrove's sorted files would need a second pass over the text.
 
 MinHash over runs of five words (datasketch), 16 bands of 8: two documents that share 80 % of their
 runs meet in a band with 95 % probability, 50 % with 6 %. The first one stays.

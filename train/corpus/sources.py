@@ -1,13 +1,15 @@
 """Documents from files, one at a time: JSONL, parquet, plain text, HTML, PDF.
 
 A folder is walked in the order of its names. Rows of JSONL and parquet have `text` or `html`;
-`source` and `license` are taken along when they are there. A
-text, HTML or PDF file is one document.
+`source` and `license` are taken along when they are there. An HTML or PDF file is one document, and
+so is a text file up to a million characters.
 """
 
 import gzip
 import json
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,31 @@ from typing import Any
 from soroq.core.errors import CalibrationError
 
 KINDS = (".txt", ".jsonl", ".parquet", ".html", ".htm", ".pdf")
+COLUMNS = ("text", "html", "source", "license")  # of rows
 LETTERS_OF_A_PAGE = 40  # fewer: a picture of text
+LONGEST = 1_000_000  # characters of a text file's document: longer ones are cut at an empty line
 STRANGE = 0.03  # share of characters that no text has: the font's own numbering
+
+_SMALL = "[a-zа-яёғӣқӯҳҷўңөүәұі]"
+_BROKEN_WORD = re.compile(rf"(?<={_SMALL})[-\u00ad] ?\n(?={_SMALL})")
+_BROKEN_LINE = re.compile(rf" ?\n(?={_SMALL})")
+# What pypdf lets through of broken files, besides its own errors.
+_OF_BROKEN_FILES = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    NotImplementedError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadablePdf(CalibrationError):
+    """A file that is no PDF, damaged, or locked by a password."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +76,10 @@ def kind_of(path: Path) -> str:
 
 
 def read_file(path: Path, language: str, license: str) -> Iterator[Raw]:
-    """Yield a file's documents. Raises CalibrationError with the line for what can't be read."""
+    """Yield a file's documents. Raises CalibrationError with the line for what can't be read.
+
+    A PDF that no text can be got from is a document that is dropped: crawls have many.
+    """
     kind = kind_of(path)
     if kind == ".jsonl":
         for number, line in enumerate(_lines(path), 1):
@@ -61,10 +89,11 @@ def read_file(path: Path, language: str, license: str) -> Iterator[Raw]:
         for number, row in enumerate(_parquet(path), 1):
             yield _row(row, path, number, language, license)
     elif kind == ".txt":
-        yield Raw("".join(_lines(path)), language, path.name, license, path.name)
+        for number, text in enumerate(_parts(_lines(path, LONGEST)), 1):
+            where = path.name if number == 1 else f"{path.name}, part {number}"
+            yield Raw(text, language, path.name, license, where)
     elif kind == ".pdf":
-        text, dropped = read_pdf(path)
-        yield Raw(text, language, path.name, license, path.name, dropped)
+        yield from _pdf(path, language, license)
     else:
         text = read_html(path.read_bytes())
         yield Raw(text, language, path.name, license, path.name, "" if text else "no text in HTML")
@@ -79,34 +108,60 @@ def read_html(page: bytes | str) -> str:
     return trafilatura.extract(page, include_comments=False, include_tables=False) or ""
 
 
-def read_pdf(path: Path) -> tuple[str, str]:
-    """Return a PDF's text without scanned pages and pages in a font of its own numbering.
+def read_pdf(path: Path) -> list[tuple[str, str]]:
+    """Return each page's text and, if it holds none that can be used, why not ('' if it does).
 
-    Also why nothing is left, '' if something is. Raises CalibrationError for an unreadable file.
+    Raises UnreadablePdf for a file that pypdf can't read.
     """
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
+        from pypdf.errors import DependencyError, PyPdfError
     except ImportError as error:
         raise CalibrationError(f"reading PDF: {error}; pip install 'soroq[train]'") from error
+    broken = (PyPdfError, DependencyError, *_OF_BROKEN_FILES)
+    with path.open("rb") as file:
+        try:
+            pages = [page.extract_text() or "" for page in PdfReader(file).pages]
+        except broken as error:
+            raise UnreadablePdf(f"{path}: unreadable PDF: {error}") from error
+    return [(_flow(page), _kind_of_page(page)) for page in pages]
+
+
+def _pdf(path: Path, language: str, license: str) -> Iterator[Raw]:
+    """Yield the text of a PDF's good pages as one document, then each page without."""
+
+    def raw(text: str, where: str, dropped: str) -> Raw:
+        return Raw(text, language, path.name, license, where, dropped)
+
     try:
-        pages = [page.extract_text() or "" for page in PdfReader(path).pages]
-    except (PyPdfError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(f"{path}: unreadable PDF: {error}") from error
-    kinds = [_kind_of_page(page) for page in pages]
-    text = "\n\n".join(p for p, kind in zip(pages, kinds, strict=True) if not kind)
-    if text:
-        return text, ""
-    return "", max(kinds, key=kinds.count) if kinds else "empty PDF"
+        pages = read_pdf(path)
+    except UnreadablePdf:
+        yield raw("", path.name, "unreadable PDF")
+        return
+    if not pages:
+        yield raw("", path.name, "PDF without pages")
+    if text := "\n\n".join(page for page, dropped in pages if not dropped):
+        yield raw(text, path.name, "")
+    for number, (_, dropped) in enumerate(pages, 1):
+        if dropped:
+            yield raw("", f"{path.name}, page {number}", dropped)
+
+
+def _flow(page: str) -> str:
+    """Return a page's text with the lines of a paragraph joined, and words parted by a hyphen.
+
+    A line goes on where the next one begins with a small letter.
+    """
+    return _BROKEN_LINE.sub(" ", _BROKEN_WORD.sub("", page)).strip()
 
 
 def _kind_of_page(text: str) -> str:
     """Return '' for text, else why a page is none."""
     if sum(char.isalpha() for char in text) < LETTERS_OF_A_PAGE:
-        return "scanned pages"
+        return "PDF page without text"
     strange = sum("\ue000" <= char <= "\uf8ff" or char == "\ufffd" for char in text)
     strange += 4 * len(re.findall(r"\(cid:\d+\)|/g\d{2,}", text))
-    return "broken font" if strange > STRANGE * len(text) else ""
+    return "PDF page in a broken font" if strange > STRANGE * len(text) else ""
 
 
 def _row(row: Any, path: Path, number: int, language: str, license: str) -> Raw:
@@ -128,15 +183,34 @@ def _row(row: Any, path: Path, number: int, language: str, license: str) -> Raw:
     )
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, longest: int = -1) -> Iterator[str]:
+    """Yield lines; with `longest`, those of more characters in pieces."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as file:
-            yield from file
+            yield from iter(lambda: file.readline(longest), "")
     except UnicodeDecodeError as error:
         raise CalibrationError(f"{path} is not UTF-8: {error}") from error
     except (OSError, EOFError) as error:
         raise CalibrationError(f"{path}: unreadable: {error}") from error
+
+
+def _parts(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines together, cut at the first empty one behind LONGEST characters, or at twice that.
+
+    A file without a line gives one empty text.
+    """
+    part: list[str] = []
+    size = 0
+    cut = False
+    for line in lines:
+        part.append(line)
+        size += len(line)
+        if size >= 2 * LONGEST or (size >= LONGEST and not line.strip()):
+            yield "".join(part)
+            part, size, cut = [], 0, True
+    if part or not cut:
+        yield "".join(part)
 
 
 def _json(line: str, path: Path, number: int) -> Any:
@@ -152,7 +226,9 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise CalibrationError("reading parquet needs pyarrow: pip install pyarrow") from error
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(256):
+        file = parquet.ParquetFile(path)
+        wanted = [name for name in COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(256, columns=wanted):
             yield from batch.to_pylist()
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{path}: unreadable parquet: {error}") from error

@@ -1,6 +1,7 @@
 """soroq train corpus: what is kept, dropped, masked and split; the same bytes after a kill."""
 
 import gzip
+import io
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from soroq import cli
 from soroq.core.errors import CalibrationError
 from soroq.models.tiny import write_tiny_model
+from soroq.train.corpus import sources
 from soroq.train.corpus.build import Request, build
 from soroq.train.corpus.decontaminate import Benchmarks
 from soroq.train.corpus.dedup import Seen
@@ -117,15 +121,77 @@ def test_files_of_every_kind_are_read(tmp_path: Path) -> None:
     assert read_html("<html></html>") == ""
 
 
-def test_a_pdf_without_text_says_why(tmp_path: Path) -> None:
+def pdf_of(*pages: str) -> bytes:
+    """Return a PDF of a page for each text, in Latin letters; '' is a page without text."""
     pypdf = pytest.importorskip("pypdf")
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
     writer = pypdf.PdfWriter()
-    writer.add_blank_page(200, 200)
-    writer.write(tmp_path / "scan.pdf")
-    assert read_pdf(tmp_path / "scan.pdf") == ("", "scanned pages")
-    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 nothing")
+    for text in pages:
+        page = writer.add_blank_page(600, 800)
+        stream = DecodedStreamObject()
+        lines = "".join(f"({line}) Tj 0 -14 Td " for line in text.split("\n"))
+        stream.set_data(f"BT /F 12 Tf 20 700 Td {lines}ET".encode("latin-1"))
+        font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
+        named = DictionaryObject({NameObject(k): NameObject(v) for k, v in font.items()})
+        fonts = DictionaryObject({NameObject("/F"): writer._add_object(named)})
+        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
+        page[NameObject("/Contents")] = writer._add_object(stream)
+    file = io.BytesIO()
+    writer.write(file)
+    return file.getvalue()
+
+
+PAGE = "The rivers of the coun-\ntry are long and cold,\nand they are many.\nThey come from ice."
+
+
+def test_a_pdf_is_its_good_pages_and_the_others_say_why(tmp_path: Path) -> None:
+    cid = "(cid:12)".replace("(", "\\(").replace(")", "\\)") * 20 + " some letters of a page" * 3
+    (tmp_path / "a.pdf").write_bytes(pdf_of(PAGE, "", cid))
+    text, scan, font = read_file(tmp_path / "a.pdf", "en", "told")
+    assert text.text == (
+        "The rivers of the country are long and cold, and they are many.\nThey come from ice."
+    )
+    assert not text.dropped and text.where == "a.pdf"
+    assert (scan.where, scan.dropped) == ("a.pdf, page 2", "PDF page without text")
+    assert (font.where, font.dropped) == ("a.pdf, page 3", "PDF page in a broken font")
+
+
+@pytest.mark.parametrize("data", [b"%PDF-1.7 nothing", b""], ids=["damaged", "empty"])
+def test_an_unreadable_pdf_is_dropped(tmp_path: Path, data: bytes) -> None:
+    pytest.importorskip("pypdf")
+    path = tmp_path / "bad.pdf"
+    path.write_bytes(data)
+    assert [raw.dropped for raw in read_file(path, "tg", "")] == ["unreadable PDF"]
     with pytest.raises(CalibrationError, match="unreadable PDF"):
-        read_pdf(tmp_path / "bad.pdf")
+        read_pdf(path)
+
+
+@given(st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_pdf_is_text_or_dropped(tmp_path: Path, data: st.DataObject) -> None:
+    whole = bytearray(pdf_of(PAGE))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(whole) - 1))
+        whole[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    path = tmp_path / "damaged.pdf"
+    path.write_bytes(whole)
+    for raw in read_file(path, "en", ""):
+        assert raw.dropped or raw.text
+
+
+def test_a_long_text_file_is_cut_at_empty_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LONGEST", 20)
+    path = tmp_path / "a.txt"
+    whole = "мактаб ва китоб\nхона\n\nшаҳр\n\n" + "д" * 55 + "\nохир"
+    path.write_text(whole)
+    found = list(read_file(path, "tg", ""))
+    assert "".join(raw.text for raw in found) == whole
+    assert found[0].text == "мактаб ва китоб\nхона\n\n"
+    assert all(len(raw.text) < 60 for raw in found)
+    assert [raw.where for raw in found][:2] == ["a.txt", "a.txt, part 2"]
 
 
 @pytest.mark.parametrize(
