@@ -2,8 +2,8 @@
 
 First every document is looked at, in order, and the good ones are written down as text; what has
 been done so far is kept every EVERY documents, so a killed build goes on there. Then the texts
-become shards. Memory holds one document, the benchmarks' runs and one shard; the same files and
-seed give the same bytes, killed or not.
+become shards, and a killed build goes on behind the last one. Memory holds one document, the
+benchmarks' runs and one shard; the same files and seed give the same bytes, killed or not.
 """
 
 import hashlib
@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soroq.calib.language import LANGUAGES
 from soroq.calib.normalize import normalize_tajik, normalize_text
 from soroq.core.errors import CalibrationError
 from soroq.io.writer import atomic_write, require_empty_dir
@@ -24,8 +25,9 @@ from soroq.train.corpus.decontaminate import Benchmarks
 from soroq.train.corpus.dedup import Seen
 from soroq.train.corpus.pii import mask
 from soroq.train.corpus.quality import objection
-from soroq.train.corpus.shards import CARD, FORMAT, ShardWriter, tokenizer_fingerprint
+from soroq.train.corpus.shards import CARD, FORMAT, tokenizer_fingerprint
 from soroq.train.corpus.sources import Raw, find_files, read_file
+from soroq.train.corpus.tokens import PROGRESS, write_shards
 
 MOST_SOURCES = 1000  # that are counted apart: pages of the web have one each
 EVERY = 500  # documents between two states on disk
@@ -70,6 +72,7 @@ def build(
     """
     work = out.with_name(f"{out.name}.partial")
     require_empty_dir(out)
+    _refuse_unknown(request, tokenizer)
     files = [(lang, file) for lang, path in request.texts for file in find_files(path)]
     benchmarks = Benchmarks(request.benchmarks)
     plan = _plan(request, files)
@@ -78,7 +81,19 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     state = _open_state(work, plan)
     _Sieve(request, work, state, plan, benchmarks).run(files, listen)
-    splits = _write_shards(work, state, request, tokenizer, listen)
+    names = {
+        (split, language): work / f"{split}-{language}.jsonl"
+        for split in SPLITS
+        for language in dict.fromkeys(language for language, _ in request.texts)
+    }
+    for (split, language), name in names.items():
+        if split == "train" and not state.sizes[name.name]:
+            raise CalibrationError(
+                f"no {language} text is left to train on; {work / DROPPED} says why"
+            )
+    splits, tokens = write_shards(work / "corpus", names, tokenizer, listen=listen)
+    for key, entry in state.sources.items():
+        entry["tokens"] = tokens.get(key, 0)
     card: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
@@ -93,6 +108,7 @@ def build(
     atomic_write(made / CARD, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
     atomic_write(made / "DATA_CARD.md", data_card(card).encode())
     shutil.copyfile(work / DROPPED, made / DROPPED)
+    (made / PROGRESS).unlink()
     if out.exists():
         out.rmdir()  # require_empty_dir saw to it that it is empty
     os.replace(made, out)
@@ -182,7 +198,7 @@ class _Sieve:
         split = "valid" if _is_valid(text, self._request) else "train"
         self._write(
             f"{split}-{raw.language}.jsonl",
-            {"text": text, "source": json.loads(key)},
+            {"text": text, "source": key},
         )
 
     def _judge(self, raw: Raw, text: str, number: int) -> tuple[str, str]:
@@ -208,6 +224,17 @@ class _Sieve:
         self._seen.commit()
         text = json.dumps({"plan": self._plan, "state": asdict(self._state)}, ensure_ascii=False)
         atomic_write(self._work / STATE, text.encode())
+
+
+def _refuse_unknown(request: Request, tokenizer: Any) -> None:
+    """Raise CalibrationError for a language that can't be told, or a tokenizer without BOS."""
+    for language, _ in request.texts:
+        if language not in LANGUAGES:
+            raise CalibrationError(
+                f"text in {language!r} can't be told from others; known: {', '.join(LANGUAGES)}"
+            )
+    if tokenizer.bos_token_id is None:
+        raise CalibrationError("the tokenizer has no BOS, with which documents begin in a corpus")
 
 
 def _is_valid(text: str, request: Request) -> bool:
@@ -236,46 +263,3 @@ def _open_state(work: Path, plan: dict[str, Any]) -> _State:
     if changed:
         raise CalibrationError(f"{work} was begun with other {', '.join(changed)}; delete it")
     return _State(**kept["state"])
-
-
-def _write_shards(
-    work: Path, state: _State, request: Request, tokenizer: Any, listen: Listener
-) -> dict[str, dict[str, Any]]:
-    """Tokenize what was kept; return the card's `splits`. Counts tokens by source."""
-    folder = work / "corpus"
-    if folder.exists():
-        shutil.rmtree(folder)  # a killed run's
-    folder.mkdir()
-    languages = list(dict.fromkeys(language for language, _ in request.texts))
-    total = sum(state.sizes[f"{s}-{language}.jsonl"] for s in SPLITS for language in languages)
-    done = 0
-    splits: dict[str, dict[str, Any]] = {}
-    for entry in state.sources.values():
-        entry["tokens"] = 0
-    for split in SPLITS:
-        splits[split] = {}
-        for language in languages:
-            name = f"{split}-{language}.jsonl"
-            writer = ShardWriter(folder, split, language)
-            for count, (text, source) in enumerate(_kept(work / name)):
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                writer.add([tokenizer.bos_token_id, *ids])
-                state.sources[json.dumps(source)]["tokens"] += len(ids) + 1
-                if count % EVERY == 0:
-                    listen(done, total, f"{split} {language}, {count} documents in tokens")
-            entry = writer.finish()
-            if split == "train" and not entry["documents"]:
-                raise CalibrationError(
-                    f"no {language} text is left to train on; {work / DROPPED} says why"
-                )
-            if entry["documents"]:
-                splits[split][language] = entry
-            done += state.sizes[name]
-    return splits
-
-
-def _kept(path: Path) -> Iterator[tuple[str, list[str]]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            yield row["text"], row["source"]

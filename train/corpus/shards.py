@@ -10,12 +10,13 @@ index of each document's first token. How documents are cut into sequences is th
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -26,7 +27,8 @@ from soroq.io.writer import atomic_write, sha256_file
 
 FORMAT = "soroq-corpus-1"
 CARD = "corpus.json"
-SHARD_TOKENS = 50_000_000  # 200 MB
+Bounds = npt.NDArray[np.int64]
+SHARD_TOKENS = 16_000_000  # 64 MB, of which a builder holds three copies while it writes
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -40,13 +42,19 @@ class ShardWriter:
     """Writes the documents of one split and language, a shard at a time."""
 
     def __init__(
-        self, folder: Path, split: str, language: str, shard_tokens: int = SHARD_TOKENS
+        self,
+        folder: Path,
+        split: str,
+        language: str,
+        shard_tokens: int = SHARD_TOKENS,
+        shards: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        """shards: what an earlier writer has written, behind which this one goes on."""
         self._folder, self._name, self._limit = folder, f"{split}-{language}", shard_tokens
         self._tokens: list[np.ndarray[Any, Any]] = []
         self._starts: list[int] = []
         self._size = 0
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = [dict(shard) for shard in shards]
 
     def add(self, tokens: Sequence[int]) -> None:
         """Add one document, BOS first. Raises ValueError for an empty one."""
@@ -91,7 +99,7 @@ class Documents(Sequence[torch.Tensor]):
     """The documents of one split and language, in the order in which they were written."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._shards: list[tuple[torch.Tensor, list[int]]] = []
+        self._shards: list[tuple[torch.Tensor, Bounds]] = []
         self._first = [0]
         for file in files:
             tokens, bounds = _open_shard(file)
@@ -162,7 +170,7 @@ def read_corpus(path: Path) -> Corpus:
     return Corpus(path, card)
 
 
-def _open_shard(path: Path) -> tuple[torch.Tensor, list[int]]:
+def _open_shard(path: Path) -> tuple[torch.Tensor, Bounds]:
     """Return a shard's tokens and where its documents begin, and the end."""
     if not path.is_file():
         raise CalibrationError(f"{path} is missing; build the corpus anew")
@@ -175,7 +183,7 @@ def _open_shard(path: Path) -> tuple[torch.Tensor, list[int]]:
         raise CalibrationError(f"{path}: tokens are {info.dtype}, starts {starts.dtype}")
     with safe_open(path, framework="pt") as mapped:
         tokens = mapped.get_tensor("tokens")
-    bounds = [*starts.tolist(), len(tokens)]
-    if bounds[0] != 0 or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+    bounds = np.append(starts.numpy(), len(tokens))
+    if bounds[0] != 0 or np.any(np.diff(bounds) <= 0):
         raise CalibrationError(f"{path}: starts are not the beginnings of documents")
     return tokens, bounds

@@ -26,6 +26,7 @@ from soroq.train.corpus.pii import mask
 from soroq.train.corpus.quality import objection
 from soroq.train.corpus.shards import read_corpus
 from soroq.train.corpus.sources import find_files, read_file, read_html, read_pdf
+from soroq.train.corpus.tokens import write_shards
 
 WORDS = (
     "ва дар ки аз ба барои мактаб китоб хонандагон рӯз шаҳр кӯҳ об ҷавон қалам ин он аст мо "
@@ -299,6 +300,45 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, tokenizer: Any)
     assert reasons(tmp_path / "whole").count("near-duplicate") >= 40
 
 
+def test_tokenizing_goes_on_behind_the_last_shard(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"text": passage(i, 30), "source": f"s{i % 3}"} for i in range(60)]
+    files = {
+        ("train", "tg"): write(tmp_path / "tg.jsonl", rows),
+        ("train", "ru"): write(tmp_path / "ru.jsonl", [{"text": RUSSIAN, "source": "r"}]),
+        ("valid", "tg"): write(tmp_path / "valid.jsonl", []),
+    }
+    calls = 0
+
+    class Killed(Exception):
+        pass
+
+    class Stops:
+        """The tokenizer, which is killed at its 41st text."""
+
+        bos_token_id = tokenizer.bos_token_id
+        get_vocab = tokenizer.get_vocab
+
+        def __call__(self, text: str, **how: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 41:
+                raise Killed
+            return tokenizer(text, **how)
+
+    whole = write_shards(tmp_path / "whole", files, tokenizer, shard_tokens=900)
+    assert list(whole[0]["train"]) == ["tg", "ru"] and whole[0]["valid"] == {}
+    assert len(whole[0]["train"]["tg"]["shards"]) > 4
+    assert whole[1]["r"] == whole[0]["train"]["ru"]["tokens"]
+    assert sum(whole[1].values()) == sum(e["tokens"] for e in whole[0]["train"].values())
+    with pytest.raises(Killed):
+        write_shards(tmp_path / "killed", files, Stops(), shard_tokens=900)
+    before = len(list((tmp_path / "killed").glob("*.safetensors")))
+    assert write_shards(tmp_path / "killed", files, Stops(), shard_tokens=900) == whole
+    assert before >= 2 and calls < 41 + 61 - 20  # what the first run wrote was not tokenized again
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+
+
 def test_bad_input_is_one_line(
     tmp_path: Path,
     tokenizer: Any,
@@ -317,6 +357,9 @@ def test_bad_input_is_one_line(
     (tmp_path / "x.jsonl").write_text('{"text": 3}')
     with pytest.raises(CalibrationError, match="x.jsonl:1: neither 'text' nor 'html'"):
         build(Request((("tg", tmp_path / "x.jsonl"),)), tmp_path / "c", tokenizer)
+    with pytest.raises(CalibrationError, match="text in 'de' can't be told from others; known: tg"):
+        build(Request((("de", path),)), tmp_path / "e", tokenizer)
+    assert not (tmp_path / "e.partial").exists()
     words = ["soroq", "train", "corpus", str(tmp_path / "d"), "--model", tokenizer.name_or_path]
     monkeypatch.setattr("sys.argv", [*words, "--text", "tajik.txt"])
     with pytest.raises(SystemExit) as stop:
