@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": {"core"},
     "planning": {"core", "io"},
     "export": {"chat", "core", "decoder_facts", "kernels", "models", "nn", "io", "loading"},
-    "train": {"core", "models", "calib", "io"},
+    "train": _MAIN_JOB - {"nn"} | {"manifest", "pipeline"},
     "bench": _ALL_BELOW_BENCH | {"train"},
     "inspection": _MAIN_JOB | {"manifest", "export"},
     "console": {"core", "pipeline"},

@@ -5,7 +5,7 @@
     [train]      steps = 1000               batch = 64
     [run]        checkpoint_every = 100
 
-`soroq train pretrain --config FILE` and `soroq train sft --config FILE` read the same tables.
+`soroq train pretrain`, `sft` and `qat --config FILE` read the same tables; only qat reads [qat].
 """
 
 import difflib
@@ -79,11 +79,23 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class QatConfig:
+    """start: the quantized checkpoint that is trained, of model.source. scale_rate, norm_rate: of
+    the relative change of scales, and of norms; train.learning_rate is that of the codes, in steps
+    of the code."""
+
+    start: str = ""
+    scale_rate: float = 5e-4
+    norm_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    qat: QatConfig = field(default_factory=QatConfig)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,6 +106,7 @@ _TABLES: dict[str, type[Any]] = {
     "data": DataConfig,
     "train": TrainConfig,
     "run": RunConfig,
+    "qat": QatConfig,
 }
 
 
@@ -190,6 +203,8 @@ def _refuse_values(config: Config, where: str) -> None:
         "run.validate_every": r.validate_every,
         "run.validation": r.validation,
         "run.keep": r.keep,
+        "qat.scale_rate": config.qat.scale_rate,
+        "qat.norm_rate": config.qat.norm_rate,
     }
     for name, value in positive.items():
         if value <= 0:

@@ -19,9 +19,8 @@ from soroq.train.config import Config
 from soroq.train.data import Data
 from soroq.train.distributed import World, optimizer_state, put_, restore_optimizer_, whole
 from soroq.train.loss import IGNORED
-from soroq.train.metrics import MetricsLog, flops_per_token, measured_peak
+from soroq.train.metrics import MetricsLog, measured_peak
 from soroq.train.model import LossModel
-from soroq.train.optim import make_optimizers
 from soroq.train.packing import Packed
 from soroq.train.schedule import wsd_factor
 
@@ -42,9 +41,7 @@ class Trainer:
             )
         self._config, self._model, self._data = config, model, data
         self._run, self._world = run, world
-        self._optimizers = make_optimizers(
-            model.model, t.optimizer, t.learning_rate, t.weight_decay
-        )
+        self._optimizers = model.optimizers(t)
         self._step = 0
         self._seen = 0
         self.validation: dict[str, dict[str, float]] = {}  # step → language → nats a token
@@ -193,17 +190,13 @@ class Trainer:
 
     def _flops(self, batch: Sequence[Packed]) -> float:
         """Return the floating-point operations a token of this batch takes."""
-        model, config = self._model.model, self._model.config
-        linear = sum(p.numel() for n, p in model.model.layers.named_parameters() if p.ndim == 2)
-        head = model.lm_head.weight.numel()
+        config = self._model.config
         seen = torch.cat([packed.positions[: packed.n_tokens] for packed in batch]) + 1.0
         window = getattr(config, "sliding_window", None) or math.inf
         kinds = getattr(config, "layer_types", None) or ["full_attention"]
         sliding = sum(kind == "sliding_attention" for kind in kinds) / len(kinds)
         keys = float(seen.mean()) * (1 - sliding) + float(seen.clamp(max=window).mean()) * sliding
-        weights = sum(p.numel() for p in model.parameters())
-        share = sum(p.numel() for _, p in self._model.learned()) / weights
-        return flops_per_token(config, linear, head, keys, share)
+        return self._model.flops_per_token(keys)
 
 
 def stacked(

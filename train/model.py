@@ -18,7 +18,10 @@ from soroq.core.errors import CheckpointError
 from soroq.io.checkpoint import Checkpoint
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
+from soroq.train.config import TrainConfig
 from soroq.train.loss import chunked_cross_entropy
+from soroq.train.metrics import flops_per_token
+from soroq.train.optim import Optimizers, make_optimizers
 
 
 def build_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -85,6 +88,18 @@ class LossModel(nn.Module):
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter
+
+    def optimizers(self, train: TrainConfig) -> Optimizers:
+        """Return what steps the parameters that are learned."""
+        return make_optimizers(self.model, train.optimizer, train.learning_rate, train.weight_decay)
+
+    def flops_per_token(self, keys: float) -> float:
+        """Return the floating-point operations a token takes that sees so many, on the average."""
+        blocks = self.model.model.layers.named_parameters()
+        linear = sum(p.numel() for _, p in blocks if p.ndim == 2)
+        share = sum(p.numel() for _, p in self.learned())
+        share /= sum(p.numel() for p in self.model.parameters())
+        return flops_per_token(self.config, linear, self.model.lm_head.weight.numel(), keys, share)
 
     def checkpoint_activations(self) -> None:
         """Keep only what goes into each block, and run it again for its gradient."""

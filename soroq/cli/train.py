@@ -71,6 +71,14 @@ def sft(config: ConfigFile, out: Out, set_: Set = None, resume: Resume = False) 
     run_sft(config, out, tuple(set_ or ()), resume)
 
 
+@commands.command()
+def qat(config: ConfigFile, out: Out, set_: Set = None, resume: Resume = False) -> None:
+    """Train a quantized model's codes towards its original: better in the same bits."""
+    from soroq.commands.train import run_qat
+
+    run_qat(config, out, tuple(set_ or ()), resume)
+
+
 @commands.command("teacher-data")
 def teacher_data(
     outline: Annotated[Path, typer.Argument(help="Subjects and topics; see docs/train.md.")],

@@ -1,4 +1,4 @@
-"""train pretrain, sft: read the configuration, open the tokenizer, run with progress."""
+"""train pretrain, sft, qat: read the configuration, open the tokenizer, run with progress."""
 
 import json
 import sys
@@ -23,6 +23,12 @@ def run_sft(path: Path, out: Path, overrides: tuple[str, ...], resume: bool) -> 
     from soroq.train.sft import sft
 
     _run(sft, path, out, overrides, resume)
+
+
+def run_qat(path: Path, out: Path, overrides: tuple[str, ...], resume: bool) -> None:
+    from soroq.train.qat import qat
+
+    _run(qat, path, out, overrides, resume)
 
 
 def _run(

@@ -14,6 +14,7 @@ CARD = """# {source}, quantized with soroq: {scheme}
 | calibration | {calibration} |
 | mean relative output error | {error} |
 | distillation | {distillation} |
+| trained since | {trained} |
 
 ## Open it
 
@@ -52,6 +53,17 @@ def model_card(manifest: Manifest) -> str:
             f"{d['kl_before']:.4f} → {d['kl_after']:.4f}"
             + ("" if d["kept"] else ", so the start was kept")
         )
+    trained = "no"
+    if manifest.trained is not None:
+        t = manifest.trained
+        gains = ", ".join(
+            f"{language} {before:.4f} → {t['kl_after'][language]:.4f}"
+            for language, before in t["kl_before"].items()
+        )
+        trained = (
+            f"{t['config']['train']['steps']} steps, {t['codes_changed'] / t['codes']:.2%} of the "
+            f"codes changed; divergence on validation text, in nats a token: {gains}"
+        )
     calibration = "none"
     if manifest.calibration is not None:
         c = manifest.calibration
@@ -68,6 +80,7 @@ def model_card(manifest: Manifest) -> str:
         source_mb=manifest.source_bytes / 1e6,
         calibration=calibration,
         distillation=distillation,
+        trained=trained,
         opening=ANYWHERE if manifest.recipe["embed"] is None else WITH_SOROQ,
         error=(
             f"{sum(errors) / len(errors):.5f} (plain rounding: {sum(rounding) / len(rounding):.5f})"

@@ -74,7 +74,7 @@ class Tiny:
             },
         }
         for table, values in changes.items():
-            given[table] |= values
+            given[table] = given.get(table, {}) | values
         return make_config(given, "test")
 
     def with_corpus(self, folder: Path, texts: dict[str, list[str]]) -> "Tiny":
