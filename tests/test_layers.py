@@ -42,13 +42,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": _MAIN_JOB | {"manifest", "pipeline"},
     "chat": {"core"},
     "planning": {"core", "io"},
+    "bundle": {"core", "io"},
     "export": {"chat", "core", "decoder_facts", "kernels", "models", "nn", "io", "loading"},
     "train": _MAIN_JOB - {"nn"} | {"manifest", "pipeline"},
     "bench": _ALL_BELOW_BENCH | {"train"},
     "inspection": _MAIN_JOB | {"manifest", "export"},
     "console": {"core", "pipeline"},
-    "commands": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console", "planning"},
-    "cli": _ALL_BELOW_BENCH | {"train", "bench", "inspection", "console", "planning", "commands"},
+    "commands": _ALL_BELOW_BENCH
+    | {"train", "bench", "inspection", "console", "planning", "bundle"},
+    "cli": _ALL_BELOW_BENCH
+    | {"train", "bench", "inspection", "console", "planning", "bundle", "commands"},
 }
 
 # A registry entry is an import too, only later.

@@ -16,16 +16,27 @@ from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.methods.distill import tuned_scales
 
+INSIDE = 0.999  # of half a code's cell: places at its very edge would round to either side
+
 
 class FakeQuantLinear(nn.Module):
-    """y = x Ŵᵀ + b. latent (N, K) float32: the codes; delta (N, K // G) float32."""
+    """y = x Ŵᵀ + b. latent (N, K) float32: the codes; delta (N, K // G) float32.
 
-    def __init__(self, start: QuantizedTensor, bias: torch.Tensor | None) -> None:
+    original (N, K): the weight that was quantized; what lies near the edge between two codes in it
+    changes its code first. It may be in another basis (folds): then places tell nothing.
+    """
+
+    def __init__(
+        self,
+        start: QuantizedTensor,
+        bias: torch.Tensor | None,
+        original: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         if start.args.dtype != "int" or start.args.block is not None:
             raise ValueError(f"{start.args} has no integer codes in groups along K")
         self.args: QuantArgs = start.args
-        self.latent = nn.Parameter(start.codes.float())
+        self.latent = nn.Parameter(_positions(start, original))
         self.delta = nn.Parameter(torch.zeros(start.scales.shape))
         self.scales: torch.Tensor
         self.zeros: torch.Tensor | None
@@ -57,6 +68,24 @@ def rounded(
     scales = tuned_scales(start.scales, delta)
     changed = int((codes != start.codes).sum())
     return QuantizedTensor(codes, scales, start.zeros, start.args), changed
+
+
+def _positions(start: QuantizedTensor, original: torch.Tensor | None) -> torch.Tensor:
+    """Return where the original weights (N, K) lie among the codes, each within its code's cell.
+
+    A code that a solver chose against rounding gets a random place on that side of its cell: were
+    all of them at its edge, they would leave it in one step. Without an original: the codes.
+    """
+    codes = start.codes.float()
+    if original is None:
+        return codes
+    N, G = start.scales.shape
+    places = original.float().view(N, G, -1) / start.scales.float()[..., None]
+    if start.zeros is not None:
+        places += start.zeros.float()[..., None]
+    offset = places.view(codes.shape) - codes
+    anywhere = offset.sign() * torch.rand(offset.shape) * 0.5
+    return codes + torch.where(offset.abs() < 0.5, offset, anywhere) * INSIDE
 
 
 def _codes(latent: torch.Tensor, args: QuantArgs) -> torch.Tensor:

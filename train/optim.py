@@ -4,7 +4,7 @@ Norms, biases and embeddings are not decayed. Muon (Jordan et al., 2024) orthogo
 of a matrix; embeddings and heads are no such matrices, so AdamW keeps them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -54,44 +54,3 @@ def _adamw(
 ) -> torch.optim.Optimizer | None:
     given = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
     return torch.optim.AdamW(given, lr=rate, betas=BETAS, fused=True) if given else None
-
-
-class CodeAdam(torch.optim.Optimizer):
-    """Adam with one second moment for each row of a matrix instead of one for each number.
-
-    Parameters are codes (N, K), and a learning rate is in steps of the code. Adam moves each number
-    about as far, whatever its gradient is, so that after some steps as many codes change that don't
-    matter as such that do. With a row's mean square in the denominator (as Adam-mini has one for
-    each block, arXiv 2406.16793) those move that have a gradient. It takes 4 bytes a number, not 8.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float,
-        betas: tuple[float, float] = BETAS,
-        eps: float = 1e-12,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Make one step with the gradients that there are."""
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["row_avg_sq"] = parameter.new_zeros(parameter.shape[0], 1)
-                state["step"] += 1
-                n = float(state["step"])
-                state["exp_avg"].lerp_(parameter.grad, 1 - first)
-                square = parameter.grad.square().mean(1, keepdim=True)
-                state["row_avg_sq"].lerp_(square, 1 - second)
-                scale = (state["row_avg_sq"] / (1 - second**n)).sqrt_().add_(group["eps"])
-                rate = group["lr"] / (1 - first**n)
-                parameter.addcdiv_(state["exp_avg"], scale.expand_as(parameter), value=-rate)

@@ -23,9 +23,10 @@ from soroq.train.fake_quant import FakeQuantLinear
 from soroq.train.loss import IGNORED, chunked_divergence
 from soroq.train.metrics import flops_per_token
 from soroq.train.model import LossModel
-from soroq.train.optim import BETAS, CodeAdam, Optimizers
+from soroq.train.optim import Optimizers
 from soroq.train.packing import Packed
 
+BETAS = (0.9, 0.95)
 TOP = 64  # likely tokens at each sampled position that join the candidates
 SAMPLED_POSITIONS = 2048
 
@@ -62,18 +63,15 @@ class Student(LossModel):
         return chunked_divergence(hidden.float(), self._head, wanted.float(), self._original)
 
     def optimizers(self, train: TrainConfig) -> Optimizers:
-        """Return CodeAdam for codes, and Adam for scales and norms at rates of their own."""
-        codes, scales, others = [], [], []
+        """Return Adam over codes, scales and norms, each at a rate of its own."""
+        groups: dict[str, list[nn.Parameter]] = {"latent": [], "delta": [], "other": []}
         for name, parameter in self.learned():
-            kind = codes if name.endswith(".latent") else others
-            (scales if name.endswith(".delta") else kind).append(parameter)
-        peak = train.learning_rate
-        groups = [
-            {"params": scales, "share": self._qat.scale_rate / peak},
-            {"params": others, "share": self._qat.norm_rate / peak},
-        ]
-        small = torch.optim.Adam(groups, lr=peak, betas=(BETAS[0], 0.99))
-        return Optimizers([CodeAdam(codes, peak), small])
+            kind = name.rpartition(".")[2]
+            groups[kind if kind in groups else "other"].append(parameter)
+        peak, qat = train.learning_rate, self._qat
+        rates = {"latent": peak, "delta": qat.scale_rate, "other": qat.norm_rate}
+        given = [{"params": groups[k], "share": rate / peak} for k, rate in rates.items()]
+        return Optimizers([torch.optim.Adam(given, lr=peak, betas=BETAS, fused=True)])
 
     def flops_per_token(self, keys: float) -> float:
         """Return the operations of a training step, and of the original's forward pass."""
@@ -112,7 +110,7 @@ def build_student(start: Checkpoint, original: Checkpoint) -> Any:
     if shape_of(layout.text_config) != shape_of(other.text_config):
         raise CheckpointError(f"{start.path} is not {original.path} quantized: config.json differs")
     model = build_skeleton(layout.text_config)
-    stored = StoredWeights(start)
+    stored, originals = StoredWeights(start), set(original.names())
     state: dict[str, torch.Tensor] = {}
     for name in sorted(set(start.names()) - stored.parts()):
         target = layout.text_name(name)
@@ -128,7 +126,9 @@ def build_student(start: Checkpoint, original: Checkpoint) -> Any:
             continue
         _refuse_numbers(start, module, weight, activation)
         parent, _, child = target.rpartition(".")
-        linear = FakeQuantLinear(weight, state.pop(f"{target}.bias", None))
+        bias, name = state.pop(f"{target}.bias", None), f"{module}.weight"
+        before = original.load(name) if name in originals else None
+        linear = FakeQuantLinear(weight, bias, before)
         setattr(model.get_submodule(parent), child, linear)
         own = {f"{target}.{name}": value for name, value in linear.state_dict().items()}
         state |= own

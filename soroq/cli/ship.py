@@ -53,3 +53,48 @@ def plan(
     devices = choose_devices(device or [], memory, bandwidth, watts, price)
     use = Use(context, users, hours_per_day, days_per_year, electricity, lifetime)
     run_plan(model, devices, use, json_out, markdown)
+
+
+@commands.command()
+def bundle(
+    out: Annotated[
+        Path | None, typer.Argument(help="The archive to write, or the folder to unpack to.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="A checkpoint's directory.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="What soroq export wrote.")] = None,
+    report: Annotated[list[Path] | None, typer.Option(help="Of soroq check; repeatable.")] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Go on without one.")] = False,
+    licence: Annotated[
+        list[Path] | None, typer.Option(help="The model's, if its directory has none.")
+    ] = None,
+    wheels: Annotated[bool, typer.Option(help="Carry the software too.")] = True,
+    wheel_dir: Annotated[Path | None, typer.Option(help="Take wheels from here.")] = None,
+    runtime: Annotated[str, typer.Option(help="Whose wheels: onnx or torch.")] = "onnx",
+    sign: Annotated[Path | None, typer.Option(help="A secret key of minisign.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check this archive.")] = None,
+    unpack: Annotated[Path | None, typer.Option(help="Check and unpack this archive.")] = None,
+    public_key: Annotated[str, typer.Option(help="Of minisign: a file or its line.")] = "",
+) -> None:
+    """Pack a model, its proof, licences and software for a machine without a network."""
+    from soroq.commands.bundle import Order, run_bundle, run_unpack, run_verify
+    from soroq.core.errors import SchemeError
+
+    if verify is not None:
+        run_verify(verify, public_key)
+    elif unpack is not None:
+        run_unpack(unpack, out, public_key)
+    elif out is None:
+        raise SchemeError("nothing to do: soroq bundle OUT.tar --model DIR, --verify or --unpack")
+    else:
+        order = Order(
+            model,
+            onnx,
+            tuple(report or ()),
+            no_report,
+            tuple(licence or ()),
+            wheels,
+            wheel_dir,
+            runtime,
+            sign,
+        )
+        run_bundle(out, order)

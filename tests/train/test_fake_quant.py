@@ -31,7 +31,10 @@ def test_begins_as_what_it_starts_from(
     N: int, K: int, group: int, symmetric: bool, bits: int
 ) -> None:
     start = _start(N, K, group, symmetric, bits)
-    linear = FakeQuantLinear(start, None)
+    torch.manual_seed(0)
+    original = start.dequantize() + torch.randn(N, K) * start.scales.float().mean() * 0.6
+    linear = FakeQuantLinear(start, None, original)
+    assert not torch.equal(linear.latent, start.codes.float())
     assert torch.equal(linear.weight().detach(), start.dequantize())
     kept, changed = rounded(linear.latent, linear.delta, start)
     assert changed == 0 and torch.equal(kept.codes, start.codes)
@@ -74,6 +77,17 @@ def test_gradients_are_those_without_rounding(
     torch.testing.assert_close(linear.latent.grad.double(), latent.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(linear.delta.grad.double(), delta.grad, rtol=1e-4, atol=1e-5)
     assert bool((~inside).any()) == bool((linear.latent.grad[~inside] == 0).any())
+
+
+def test_codes_lie_where_the_original_is_if_that_rounds_to_them() -> None:
+    start = _start(3, 64, 32, False)
+    original = start.dequantize() + 0.3 * start.scales.float().repeat_interleave(32, 1)
+    original[0, 0] += 2 * float(start.scales[0, 0])  # chosen against rounding
+    latent = FakeQuantLinear(start, None, original).latent.detach()
+    offset = latent - start.codes.float()
+    assert 0 < offset[0, 0] < 0.5
+    offset[0, 0] = 0.3
+    torch.testing.assert_close(offset, torch.full_like(offset, 0.3), rtol=0.01, atol=1e-3)
 
 
 def test_codes_that_moved_half_a_step_are_counted_and_kept_in_range() -> None:

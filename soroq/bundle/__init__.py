@@ -1,0 +1,1 @@
+"""One archive for a machine without a network: model, software, licences, proofs."""
