@@ -62,6 +62,8 @@ def collect(request: Request) -> tuple[list[Entry], dict[str, Any]]:
     wheels = [read_wheel(path) for path in request.wheels]
     entries += [Entry(f"wheels/{path.name}", path) for path in request.wheels]
     for wheel in wheels:
+        if wheel.name == "soroq":
+            continue  # its licence is there already
         entries += [
             Entry(f"licences/{wheel.name}/{name}", data) for name, data in wheel.files.items()
         ]
