@@ -2,8 +2,8 @@
 
     python -m soroq.bench.corpus_memory --megabytes 1 4 16 --record
 
-The text is made of the built-in Tajik passages: their sentences in a new order in every document, so
-that no two are near-duplicates. Each build is a process of its own.
+The text is made of the built-in Tajik passages, their sentences in a new order in every document,
+so that no two are near-duplicates. Each build is a process of its own.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def build_alone(source: Path, out: Path, model: str) -> dict[str, float]:
     started = time.perf_counter()
     run_corpus(out, (f"tg={source}",), model, (), 0.02, "Apache-2.0", 0, False)
     card = json.loads((out / "corpus.json").read_text(encoding="utf-8"))
-    splits = [split["tg"]["shards"] for split in card["splits"].values()]
-    shards = [shard for part in splits for shard in part]
+    parts = [split["tg"] for split in card["splits"].values() if "tg" in split]
+    shards = [shard for part in parts for shard in part["shards"]]
     return {
         "documents": sum(shard["documents"] for shard in shards),
         "tokens": sum(shard["tokens"] for shard in shards),
@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--alone", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        print(json.dumps(build_alone(*options.alone, options.model)))
+        source, out = options.alone
+        print(json.dumps(build_alone(source, out, options.model)))
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,8 @@ class Student(LossModel):
         super().__init__(model, compute)
         self._qat = qat
         self._teacher = (teacher,)  # in a tuple: it is no part of what is trained or kept
+        self._head: torch.Tensor
+        self._original: torch.Tensor
         self.register_buffer("_head", model.lm_head.weight.detach()[candidates].float())
         self.register_buffer("_original", teacher.lm_head.weight.detach()[candidates].float())
 
@@ -194,4 +196,5 @@ def candidate_tokens(
         hidden = hidden_states(teacher, tokens, positions, compute)[0, :: max(1, stride // every)]
         logits = hidden.to(compute) @ teacher.lm_head.weight.detach().to(compute).T
         found.append(logits.topk(min(TOP, logits.shape[-1])).indices.flatten().cpu().unique())
-    return torch.cat(found).unique()
+    candidates: torch.Tensor = torch.cat(found).unique()
+    return candidates

@@ -55,7 +55,8 @@ def write_archive(
         raise OutputError(f"two files would be {min(twice)} in the bundle")
     total = sum(entry.size for entry in ordered)
     require_disk_space(out, total + 3 * BLOCK * (len(ordered) + 8))
-    files, done = [], 0
+    files: list[dict[str, Any]] = []
+    done = 0
     for entry in ordered:
         listen(done, 2 * total, f"hashing {entry.path}")
         digest, size = _copy(entry, lambda chunk: None)
@@ -72,7 +73,7 @@ def write_archive(
                 for entry, promised in zip(ordered, files, strict=True):
                     listen(done, 2 * total, f"writing {entry.path}")
                     _add(archive, entry, promised)
-                    done += int(promised["bytes"])
+                    done += promised["bytes"]
             file.flush()
             os.fsync(file.fileno())
         os.replace(building, out)

@@ -17,6 +17,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from soroq.core.errors import CheckpointError, SchemeError
 from soroq.io.writer import atomic_write
@@ -117,7 +118,7 @@ def verify_signature(path: Path, key: PublicKey) -> str:
     return comment
 
 
-def _ed25519():  # type: ignore[no-untyped-def]
+def _ed25519() -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
