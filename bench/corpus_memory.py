@@ -40,10 +40,11 @@ def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
 
 def build_alone(source: Path, out: Path, model: str) -> dict[str, float]:
     """Build a corpus in this process; return its size, seconds and peak memory in bytes."""
-    from soroq.commands.corpus import run_corpus
+    from soroq.loading import load_tokenizer
+    from soroq.train.corpus.build import Request, build
 
     started = time.perf_counter()
-    run_corpus(out, (f"tg={source}",), model, (), 0.02, "Apache-2.0", 0, False)
+    build(Request((("tg", source),), license="Apache-2.0"), out, load_tokenizer(model))
     card = json.loads((out / "corpus.json").read_text(encoding="utf-8"))
     parts = [split["tg"] for split in card["splits"].values() if "tg" in split]
     shards = [shard for part in parts for shard in part["shards"]]
