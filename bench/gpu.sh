@@ -4,8 +4,8 @@
 #   bench/gpu.sh [OUT] [arguments of python -m soroq.bench.kernels.gpu]
 #
 # Needs a Python with PyTorch and Triton (PYTHON names another) and no installation of soroq. The
-# CUDA C++ kernel is built into OUT where nvcc is, unless SOROQ_CUDA_LIBRARY names one. Parts that are
-# there are skipped: run it again to go on.
+# CUDA C++ kernels are built into OUT where nvcc is, unless SOROQ_CUDA_LIBRARY names them. Parts that
+# are there are skipped: run it again to go on.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-gpu}
@@ -13,8 +13,20 @@ out=${1:-gpu}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 if [ -z "${SOROQ_CUDA_LIBRARY:-}" ] && command -v nvcc >/dev/null; then
-  [ -f "$out/_cuda.so" ] || nvcc -O3 -std=c++17 -arch=native -shared -Xcompiler -fPIC \
-    -o "$out/_cuda.so" "$root/kernels/cuda/matmul_tiles.cu"
+  if [ ! -f "$out/_cuda.so" ]; then
+    hopper=
+    case $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1) in
+    9.0)
+      hopper=$out/hopper.o
+      nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC -c \
+        -o "$hopper" "$root/kernels/cuda/matmul_warpgroups.cu" &
+      ;;
+    esac
+    nvcc -O3 -std=c++17 -arch=native -Xcompiler -fPIC -c -o "$out/tiles.o" \
+      "$root/kernels/cuda/matmul_tiles.cu"
+    wait
+    nvcc -shared -o "$out/_cuda.so" "$out/tiles.o" $hopper
+  fi
   export SOROQ_CUDA_LIBRARY="$out/_cuda.so"
 fi
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m soroq.bench.kernels.gpu --out "$out" "$@"

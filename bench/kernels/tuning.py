@@ -1,12 +1,12 @@
 """Find the fastest launches of a product by timing candidates cold, in turn.
 
-The Triton kernel's candidates and the CUDA C++ kernel's are raced each among themselves, then the
-two winners against each other.
+The candidates of each kernel, Triton's and the two in CUDA C++, are raced among themselves, then
+the winners against each other; from 256 tokens on W unpacked for cuBLAS is timed beside them.
 """
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -17,16 +17,21 @@ from soroq.bench.kernels.shapes import Shape
 from soroq.bench.kernels.timing import Call, cold_copies, race
 from soroq.kernels.cuda import config as cuda
 from soroq.kernels.cuda import matmul_tiles as cuda_cpp
+from soroq.kernels.cuda import warpgroups
 from soroq.kernels.cuda.config import CudaConfig
+from soroq.kernels.cuda.warpgroups import WarpgroupConfig
 from soroq.kernels.tiles import ALIGN_N
 from soroq.kernels.triton import matmul_tiles, ops, scratch
 from soroq.kernels.triton.config import CUDA_CPP, Config, Launch, fits, key, rule
 
 SHARED = 99 * 1024  # of the smallest device that is served; larger ones have more
 AT_ONCE = 12  # launches raced in one go
-MOST_CUDA = 24  # candidates of the CUDA kernel
-BUCKET_M = (1, 16, 32, 64, 128, 256)  # the M that stands for each range
-CLEARLY = 0.98  # the CUDA kernel is kept where it takes less than this share of Triton's time
+MOST_CUDA = 24  # candidates of the CUDA C++ kernel for few tokens
+MOST_HOPPER = 12  # of the one for many
+BUCKET_M = (1, 16, 32, 64, 128, 256, 512, 1024)  # the M that stands for each range
+MANY = 512  # from here on Triton's kernel is timed by its rule alone
+UNPACKED = 256  # and from here on W unpacked for cuBLAS runs too
+CLEARLY = 0.98  # a CUDA kernel is kept where it takes less than this share of the others' time
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,16 @@ class Tuned:
 
     triton: Config
     triton_us: float
-    cuda: CudaConfig | None
+    cuda: CudaConfig | WarpgroupConfig | None
     cuda_us: float | None
+    unpacked_us: float | None = None
 
     def entries(self, name: str) -> dict[str, Launch]:
         """Return what a file of configurations keeps of it under `name`."""
         found: dict[str, Launch] = {name: self.triton}
-        if self.cuda is not None and self.cuda_us is not None:
-            if self.cuda_us < CLEARLY * self.triton_us:
-                found[name + CUDA_CPP] = self.cuda
+        others = min(self.triton_us, self.unpacked_us or self.triton_us)
+        if self.cuda is not None and self.cuda_us is not None and self.cuda_us < CLEARLY * others:
+            found[name + CUDA_CPP] = self.cuda
         return found
 
 
@@ -62,6 +68,8 @@ def candidates(sms: int, M: int, N: int, K: int) -> list[Config]:
         blocks = [(64, 128, 4), (128, 128, 4), (128, 128, 8), (128, 64, 4)]
         kinds, per_sm = [False], [1, 3]
     found = [rule(sms, M, N, K)]
+    if M >= MANY:
+        return found
     for block_m, block_n, warps in blocks:
         cells = -(-N // block_n) * -(-M // block_m)
         slices = {max(1, min(round(times * sms / cells), steps // 2)) for times in per_sm}
@@ -172,23 +180,30 @@ def tune(
     def best(configs: list[Launch]) -> Launch:
         winners: list[Launch] = []
         for start in range(0, len(configs), AT_ONCE):
-            part = timed(configs[start : start + AT_ONCE], 8)
+            part = timed(configs[start : start + AT_ONCE], 5)
             winners += sorted(part, key=lambda c: part[c])[:2]
-        final = timed(dict.fromkeys(winners), 20) if len(winners) > 2 else timed(winners, 8)
+        final = timed(dict.fromkeys(winners), 15) if len(winners) > 2 else timed(winners, 8)
         return min(final, key=lambda c: final[c])
 
-    finalists: list[Launch] = [best(list(candidates(sms, M, shape.N, shape.K)))]
+    triton = best(list(candidates(sms, M, shape.N, shape.K)))
+    assert isinstance(triton, Config)
+    finalists: list[Launch] = [triton]
     if device.type == "cuda" and cuda_cpp.library() is not None and M <= cuda.MOST_TOKENS:
         found = cuda.candidates(sms, M, shape.N, shape.K, bits)
-        some: list[Launch] = [c for c in found if fits(c, M, shape.N, sms)]
-        finalists.append(best(some[:MOST_CUDA]))
+        finalists.append(best([c for c in found if fits(c, M, shape.N, sms)][:MOST_CUDA]))
+    if warpgroups.can_run(device) and M >= warpgroups.FEWEST_TOKENS:
+        many = warpgroups.candidates(sms, M, shape.N, shape.K, bits)
+        finalists.append(best(list(many[:MOST_HOPPER])))
     last = timed(finalists, 20)
+    unpacked = None
+    if M >= UNPACKED:
+        calls = {"unpacked": (lambda i: ops.multiply_unpacked(x, weights[i], y), copies)}
+        unpacked = race(calls, device, 20)["unpacked"].median
     listen(f"{shape.name} M {M}: " + ", ".join(f"{us:.2f} us {c}" for c, us in last.items()))
-    by_kind: Mapping[type, tuple[Launch, float]] = {type(c): (c, us) for c, us in last.items()}
-    triton, triton_us = by_kind[Config]
-    other, other_us = by_kind.get(CudaConfig, (None, None))
-    assert isinstance(triton, Config) and (other is None or isinstance(other, CudaConfig))
-    return Tuned(triton, triton_us, other, other_us)
+    others = {c: us for c, us in last.items() if not isinstance(c, Config)}
+    faster = min(others, key=lambda c: others[c]) if others else None
+    assert not isinstance(faster, Config)
+    return Tuned(triton, last[triton], faster, others[faster] if faster else None, unpacked)
 
 
 def entries(shape: Shape, M: int, bits: int, group: int, tuned: Tuned) -> dict[str, Launch]:

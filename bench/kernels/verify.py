@@ -10,7 +10,9 @@ from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.kernels.cuda import config as cuda
 from soroq.kernels.cuda import matmul_tiles as cuda_cpp
+from soroq.kernels.cuda import warpgroups
 from soroq.kernels.cuda.config import CudaConfig
+from soroq.kernels.cuda.warpgroups import WarpgroupConfig
 from soroq.kernels.tiles import TILE_K, tile
 from soroq.kernels.triton import ops, scratch, unpack_tiles
 from soroq.kernels.triton.config import Config, Launch, fits, rule
@@ -78,7 +80,7 @@ def _one(
             again = torch.full_like(y, float("nan"))
             ops.launch(x, weight, again, config, memory)
             difference = float(((y.double() - truth).abs() / scale).max())
-            sums = isinstance(config, CudaConfig) or config.deferred
+            sums = isinstance(config, CudaConfig) or getattr(config, "deferred", False)
             limit = SUMS[dtype] if sums else ROUNDED[dtype]
             tried += 1
             worst = max(worst, difference)
@@ -100,6 +102,9 @@ def _epilogues(device: torch.device) -> dict[str, Any]:
     launches: list[Launch] = [rule(sms, M, N, K) for M in (1, 16)]
     if device.type == "cuda" and cuda_cpp.library() is not None:
         launches += [CudaConfig(1, 2, 2, 2, 2, 1), CudaConfig(2, 1, 4, 1, 2, 2)]
+    if warpgroups.can_run(device):
+        launches += [WarpgroupConfig(16, 3, 4, 8, 1), WarpgroupConfig(64, 2, 3, 4, 2)]
+        launches += [WarpgroupConfig(128, 3, 4, 5, 1), WarpgroupConfig(256, 2, 4, 5, 1)]
     failed: list[str] = []
     worst = 0.0
     for config in launches:
@@ -155,6 +160,9 @@ def _launches(
         some = [c for c in cuda.candidates(sms, min(M, 16), N, K, bits) if fits(c, M, N, sms)]
         by_code = {(c.tokens_8, c.rows_16, c.depth, c.splits > 1): c for c in some[::-1]}
         found += by_code.values()
+    if warpgroups.can_run(device) and M >= warpgroups.FEWEST_TOKENS:
+        many = warpgroups.candidates(sms, M, N, K, bits)
+        found += {(c.tokens, c.groups, c.splits): c for c in many[::-1]}.values()
     return found
 
 

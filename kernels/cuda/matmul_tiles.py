@@ -28,6 +28,9 @@ def library() -> ctypes.CDLL | None:
             found = ctypes.CDLL(str(place))
             pointers, numbers = [ctypes.c_void_p] * 8, [ctypes.c_int] * 16
             found.soroq_matmul_tiles.argtypes = [*pointers, *numbers, ctypes.c_void_p]
+            if hasattr(found, "soroq_matmul_warpgroups"):  # built for sm_90a
+                pointers, numbers = [ctypes.c_void_p] * 7, [ctypes.c_int] * 15
+                found.soroq_matmul_warpgroups.argtypes = [*pointers, *numbers, ctypes.c_void_p]
             return found
     return None
 

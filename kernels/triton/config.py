@@ -1,8 +1,9 @@
 """How a kernel is launched: blocks, slices, warps. Shipped per device, a rule for the rest.
 
-`configs/<device>.json` maps a `key` to a Config, and a key and CUDA_CPP to a CudaConfig where that
-kernel was faster; what `soroq tune` found on this machine comes on top of it. Devices and shapes
-that nobody tuned get a rule. Nothing here touches a GPU, and nothing tunes by itself.
+`configs/<device>.json` maps a `key` to a Config, and a key and CUDA_CPP to a CudaConfig or a
+WarpgroupConfig where such a kernel was faster; what `soroq tune` found on this machine comes on
+top of it. Devices and shapes that nobody tuned get a rule. Nothing here touches a GPU, and nothing
+tunes by itself.
 """
 
 import json
@@ -11,16 +12,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from soroq.core.cache import cache_root
 from soroq.kernels.cuda import config as cuda
+from soroq.kernels.cuda import warpgroups
 from soroq.kernels.cuda.config import CudaConfig
+from soroq.kernels.cuda.warpgroups import WarpgroupConfig
 
-BUCKETS = (8, 16, 32, 64, 128)  # M up to and including; beyond the last: "more"
+BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024)  # M up to and including; beyond the last: "more"
+COARSE = 128  # beyond it a file may have one configuration for all M, under "more"
 SCRATCH_CELLS = 4 * 128 * 64  # an SM: partial sums of split products
 SCRATCH_COUNTERS = 16  # an SM: blocks of y of split products
 CONFIGS = Path(__file__).parent / "configs"
-CUDA_CPP = " c++"  # behind a key: how to launch the CUDA C++ kernel, where it was faster
+CUDA_CPP = " c++"  # behind a key: how to launch a CUDA C++ kernel, where one was faster
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Config:
         return cells * self.splits * self.block_m * self.block_n, cells
 
 
-Launch = Config | CudaConfig
+Launch = Config | CudaConfig | WarpgroupConfig
 
 
 def fits(config: Launch, M: int, N: int, sms: int) -> bool:
@@ -66,24 +71,37 @@ def bucket(M: int) -> str:
 
 
 def choose(
-    device: str, sms: int, M: int, N: int, K: int, group: int, bits: int, *, cuda_cpp: bool = False
+    device: str,
+    sms: int,
+    M: int,
+    N: int,
+    K: int,
+    group: int,
+    bits: int,
+    *,
+    cuda_cpp: bool = False,
+    hopper: bool = False,
 ) -> Launch:
     """Return how to launch a product on `device` (as torch names it) with `sms` SMs.
 
-    cuda_cpp: whether the CUDA C++ kernel can be taken.
+    cuda_cpp: whether the CUDA C++ kernel for few tokens can be taken; hopper: the one for many.
     """
     name = key(M, N, K, group, bits)
     tuned = known(device)
-    if cuda_cpp and name + CUDA_CPP in tuned:
-        faster = tuned[name + CUDA_CPP]
-        if fits(faster, M, N, sms):
+    faster = tuned.get(name + CUDA_CPP)
+    if faster is not None and fits(faster, M, N, sms):
+        if hopper if isinstance(faster, WarpgroupConfig) else cuda_cpp:
             return faster
+    if name not in tuned and M > COARSE:
+        name = key(BUCKETS[-1] + 1, N, K, group, bits)
     if name in tuned and fits(tuned[name], M, N, sms):
         return tuned[name]
     if cuda_cpp and not cuda.objection(M, N, K, bits):
         config = cuda.rule(sms, M, N, K, bits)
         if fits(config, M, N, sms):
             return config
+    if hopper and not warpgroups.objection(M, N, K):
+        return warpgroups.rule(sms, M, N, K, bits)
     return rule(sms, M, N, K)
 
 
@@ -125,10 +143,12 @@ def known(device: str) -> dict[str, Launch]:
 
 
 def _read(path: Path) -> dict[str, Launch]:
-    return {
-        k: (CudaConfig if "tokens_8" in value else Config)(**value)
-        for k, value in json.loads(path.read_text()).items()
-    }
+    def launch(value: dict[str, Any]) -> Launch:
+        if "tokens_8" in value:
+            return CudaConfig(**value)
+        return WarpgroupConfig(**value) if "groups" in value else Config(**value)
+
+    return {k: launch(value) for k, value in json.loads(path.read_text()).items()}
 
 
 def tuned_folder() -> Path:

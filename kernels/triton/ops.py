@@ -10,13 +10,15 @@ from functools import cache
 import torch
 
 from soroq.kernels.cuda import matmul_tiles as cuda_cpp
+from soroq.kernels.cuda import warpgroups
 from soroq.kernels.cuda.config import CudaConfig
+from soroq.kernels.cuda.warpgroups import WarpgroupConfig
 from soroq.kernels.tiles import ALIGN_N, TiledWeight
 from soroq.kernels.triton import config, scratch, unpack_tiles
 from soroq.kernels.triton.config import Launch
 from soroq.kernels.triton.matmul_tiles import INTERPRETED, Epilogue, run
 
-LARGE_M = 1024  # from here on W is unpacked once and cuBLAS multiplies
+LARGE_M = 1024  # from here on W is unpacked once and cuBLAS multiplies, unless tuned otherwise
 LARGE_M_NARROW = 512  # and here already where W has too few rows to keep all SMs busy
 UNPACKED_BYTES = 128 << 20  # of W at once then
 
@@ -45,9 +47,10 @@ def _matmul(
     y = x.new_empty(x.shape[0], N)
     if x.shape[0] == 0:
         return y
-    if _unpacks(x, N):
+    plan = _plan(x, weight)
+    if plan is None:
         return multiply_unpacked(x, weight, y)
-    _launch(x, weight, y, "none", None)
+    _launch(x, weight, y, plan, "none", None)
     return y
 
 
@@ -62,14 +65,16 @@ def _geglu(
     bits: int,
 ) -> torch.Tensor:
     """Return gelu(gate) · up (M, N/2) of alternating rows in x's dtype."""
-    if _unpacks(x, N):
-        both = _matmul(x, tiles, scales, zeros, N, K, group, bits)
+    weight = TiledWeight(tiles, scales, zeros, N, K, group, bits)
+    y = x.new_empty(x.shape[0], N // 2)
+    if x.shape[0] == 0:
+        return y
+    plan = _plan(x, weight)
+    if plan is None:
+        both = multiply_unpacked(x, weight, x.new_empty(x.shape[0], N))
         gate: torch.Tensor = torch.nn.functional.gelu(both[:, 0::2], approximate="tanh")
         return gate * both[:, 1::2]
-    y = x.new_empty(x.shape[0], N // 2)
-    if x.shape[0]:
-        weight = TiledWeight(tiles, scales, zeros, N, K, group, bits)
-        _launch(x, weight, y, "geglu", None)
+    _launch(x, weight, y, plan, "geglu", None)
     return y
 
 
@@ -171,10 +176,11 @@ def geglu_tiles(x: torch.Tensor, weight: TiledWeight) -> torch.Tensor:
 
 def matmul_add(x: torch.Tensor, weight: TiledWeight, residual: torch.Tensor) -> torch.Tensor:
     """Return residual (M, N) + x · Wᵀ, added in float32."""
-    if _unpacks(x, weight.N):
-        return matmul_tiles(x, weight).add_(residual)
     y = torch.empty_like(residual)
-    _launch(x, weight, y, "residual", residual)
+    plan = _plan(x, weight)
+    if plan is None:
+        return multiply_unpacked(x, weight, y).add_(residual)
+    _launch(x, weight, y, plan, "residual", residual)
     return y
 
 
@@ -202,11 +208,22 @@ def matmul_topk(x: torch.Tensor, weight: TiledWeight, k: int) -> tuple[torch.Ten
     return values, at.gather(1, picked)
 
 
-def _unpacks(x: torch.Tensor, N: int) -> bool:
-    """Tell whether W is unpacked for x (M, K): it was as fast or faster on an H100."""
+def _plan(x: torch.Tensor, weight: TiledWeight) -> Launch | None:
+    """Return how x · Wᵀ is launched, None where W is unpacked first.
+
+    That was as fast or faster on an H100 for many tokens, but for the kernel that only Hopper has.
+    """
     M = x.shape[0]
-    blocks = -(-M // 128) * -(-N // 128)
-    return M >= LARGE_M or (M >= LARGE_M_NARROW and blocks < device_facts(x.device)[1])
+    name, sms = device_facts(x.device)
+    shape = (M, weight.N, weight.K, weight.group, weight.bits)
+    can_cuda = x.is_cuda and cuda_cpp.library() is not None
+    hopper = warpgroups.can_run(x.device)
+    chosen = config.choose(name, sms, *shape, cuda_cpp=can_cuda, hopper=hopper)
+    if isinstance(chosen, WarpgroupConfig):
+        return chosen
+    blocks = -(-M // 128) * -(-weight.N // 128)
+    unpacks = M >= LARGE_M or (M >= LARGE_M_NARROW and blocks < sms)
+    return None if unpacks else chosen
 
 
 def launch(
@@ -226,6 +243,8 @@ def launch(
     partials, counters = memory.partials, memory.counters
     if isinstance(config, CudaConfig):
         cuda_cpp.run(x, weight, y, config, partials, counters, epilogue=epilogue, extra=extra)
+    elif isinstance(config, WarpgroupConfig):
+        warpgroups.run(x, weight, y, config, epilogue=epilogue, extra=extra)
     else:
         run(x, weight, y, config, partials, counters, epilogue=epilogue, extra=extra)
 
@@ -234,15 +253,12 @@ def _launch(
     x: torch.Tensor,
     weight: TiledWeight,
     y: torch.Tensor,
+    plan: Launch,
     epilogue: Epilogue,
     extra: torch.Tensor | None,
 ) -> None:
-    name, sms = device_facts(x.device)
-    shape = (x.shape[0], weight.N, weight.K, weight.group, weight.bits)
-    can_cuda = x.is_cuda and cuda_cpp.library() is not None
-    chosen = config.choose(name, sms, *shape, cuda_cpp=can_cuda)
-    memory = scratch.get(x.device, sms)
-    launch(x.contiguous(), weight, y, chosen, memory, epilogue=epilogue, extra=extra)
+    memory = scratch.get(x.device, device_facts(x.device)[1])
+    launch(x.contiguous(), weight, y, plan, memory, epilogue=epilogue, extra=extra)
 
 
 def multiply_unpacked(x: torch.Tensor, weight: TiledWeight, y: torch.Tensor) -> torch.Tensor:
