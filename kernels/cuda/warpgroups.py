@@ -12,7 +12,9 @@ from soroq.kernels.cuda.matmul_tiles import EPILOGUES, library
 from soroq.kernels.tiles import TILE_K, TILE_N, TiledWeight
 
 FEWEST_TOKENS = 9  # fewer are `matmul_tiles`'s
-FEWEST_UNTUNED = 96
+# what was faster on an H200 than the other kernels, for products that nobody tuned
+FEWEST_UNTUNED = 65  # rows of x
+MANY, WIDE, DEEP = 512, 8192, 2048  # from MANY rows of x on only W with so many rows and columns
 REGISTERS = {16: 72, 32: 72, 64: 96, 128: 128, 256: 168}  # tokens of a block → of a thread, at most
 SHARED_BYTES = 227 * 1024  # a block may have on sm_90
 _SPARE_BYTES = 1536  # an SM keeps for each block, and the barriers
@@ -94,6 +96,8 @@ def objection(M: int, N: int, K: int) -> str:
     """Return why the kernel isn't meant for a product that nobody tuned, '' if it is."""
     if M < FEWEST_UNTUNED:
         return f"fewer than {FEWEST_UNTUNED} rows of x"
+    if M >= MANY and (N < WIDE or K < DEEP):
+        return f"{MANY} rows of x or more, and W is smaller than {WIDE} × {DEEP}"
     return "K is not a multiple of 8" if K % 8 else ""
 
 
@@ -154,8 +158,14 @@ def _cycles(
 
 @cache
 def rule(sms: int, M: int, N: int, K: int, bits: int) -> WarpgroupConfig:
-    """Return a launch from the shape alone."""
-    return candidates(sms, M, N, K, bits)[0]
+    """Return a launch from the shape alone: blocks of as many tokens as there are, up to a bound.
+
+    256 only from 257 tokens on and for wide W, as measured on an H200.
+    """
+    widest = 256 if M > 256 and N >= WIDE and bits == 4 else 128
+    tokens = min((t for t in REGISTERS if t >= M), default=widest)
+    tokens = min(tokens, widest)
+    return next(c for c in candidates(sms, M, N, K, bits) if c.tokens == tokens)
 
 
 def run(

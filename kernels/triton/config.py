@@ -96,7 +96,7 @@ def choose(
         name = key(BUCKETS[-1] + 1, N, K, group, bits)
     if name in tuned and fits(tuned[name], M, N, sms):
         return tuned[name]
-    if cuda_cpp and not cuda.objection(M, N, K, bits):
+    if cuda_cpp and not cuda.objection(device, M, N, K, bits):
         config = cuda.rule(sms, M, N, K, bits)
         if fits(config, M, N, sms):
             return config

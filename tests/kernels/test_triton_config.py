@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from soroq.kernels.cuda import config as cuda
+from soroq.kernels.cuda import warpgroups
 from soroq.kernels.cuda.config import CudaConfig
+from soroq.kernels.cuda.warpgroups import WarpgroupConfig
 from soroq.kernels.triton import config
 from soroq.kernels.triton.config import CUDA_CPP, Config, choose, fits, key, rule, to_json
 
@@ -35,15 +37,39 @@ def test_candidates_of_the_cuda_kernel_can_be_launched(sms: int, N: int, K: int,
             assert chosen.splits * chosen.warps_k <= -(-K // 128)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("N", "K"), SHAPES)
+def test_candidates_for_many_tokens_can_be_launched(N: int, K: int, bits: int) -> None:
+    for M in (9, 16, 17, 65, 129, 300, 1024):
+        found = warpgroups.candidates(132, M, N, K, bits)
+        assert len(found) == len(set(found))
+        rule = warpgroups.rule(132, M, N, K, bits)
+        assert rule in found
+        assert rule.tokens >= M or rule.tokens >= 128  # W is expanded once or for many
+        for chosen in found:
+            assert chosen.shared_bytes(bits) <= warpgroups.SHARED_BYTES
+            assert chosen.splits <= -(-K // 128)
+            assert fits(chosen, M, N, 132)
+            assert not (bits == 8 and chosen.tokens == 256)
+
+
 def test_which_kernel_takes_a_product() -> None:
-    def chosen(M: int, N: int, K: int, cuda_cpp: bool = True) -> type:
-        return type(choose("nobody's", 132, M, N, K, 128, 4, cuda_cpp=cuda_cpp))
+    def chosen(
+        M: int, N: int, K: int, cuda_cpp: bool = True, hopper: bool = False, on: str = "nobody's"
+    ) -> type:
+        return type(choose(on, 132, M, N, K, 128, 4, cuda_cpp=cuda_cpp, hopper=hopper))
 
     assert chosen(1, 4096, 2560) is CudaConfig
     assert chosen(1, 4096, 2560, cuda_cpp=False) is Config
     assert chosen(16, 4096, 2560) is CudaConfig
     assert chosen(16, 43008, 5376) is Config  # measured: Triton's is faster
     assert chosen(17, 4096, 2560) is Config
+    assert chosen(1, 43008, 5376) is CudaConfig
+    assert chosen(1, 43008, 5376, on="NVIDIA H200 of nobody's") is Config
+    assert chosen(200, 4096, 2560) is Config
+    assert chosen(200, 4096, 2560, hopper=True) is WarpgroupConfig
+    assert chosen(600, 4096, 2560, hopper=True) is Config  # then W is unpacked
+    assert chosen(600, 20480, 2560, hopper=True) is WarpgroupConfig
 
 
 def test_a_tuned_configuration_is_taken_where_it_fits(
@@ -67,6 +93,13 @@ def test_a_tuned_configuration_is_taken_where_it_fits(
     assert choose("NVIDIA Test 1", 132, 5, 4096, 2560, 128, 4) == tuned
     assert choose("NVIDIA Test 1", 132, 5, 4096, 2560, 128, 4, cuda_cpp=True) == faster
     assert choose("NVIDIA Test 2", 132, 5, 4096, 2560, 128, 4) == rule(132, 5, 4096, 2560)
+    many, any_m = WarpgroupConfig(128, 3, 4, 5, 2), Config(64, 128, 1, 4, 3, False)
+    name = key(200, 4096, 2560, 128, 4)
+    coarse = key(5000, 4096, 2560, 128, 4)
+    (tmp_path / "nvidia-test-1.json").write_text(to_json({name + CUDA_CPP: many, coarse: any_m}))
+    config.known.cache_clear()
+    for M, hopper, taken in ((200, True, many), (200, False, any_m), (400, True, any_m)):
+        assert choose("NVIDIA Test 1", 132, M, 4096, 2560, 128, 4, hopper=hopper) == taken
     config.known.cache_clear()
 
 
@@ -97,3 +130,9 @@ def test_what_was_not_compiled_is_refused() -> None:
         CudaConfig(4, 1, 4, 1, 4, 1)
     with pytest.raises(ValueError, match="don't divide 128"):
         CudaConfig(1, 1, 4, 3, 2, 1)
+    with pytest.raises(ValueError, match="not compiled"):
+        WarpgroupConfig(256, 3, 4, 5, 1)
+    with pytest.raises(ValueError, match="2 to 8 stages"):
+        WarpgroupConfig(128, 3, 9, 5, 1)
+    with pytest.raises(ValueError, match="1, 2, 4 or 8 splits"):
+        WarpgroupConfig(128, 3, 4, 5, 3)
