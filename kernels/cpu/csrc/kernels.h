@@ -58,6 +58,11 @@ struct Kernels {
                  const int64_t* lo, const int64_t* hi, int64_t M, int64_t D, float scale,
                  float* out, int64_t ldo, float* scratch);
 
+  // The same with keys and values in float32.
+  void (*attend_float)(const float* q, int64_t ldq, const float* keys, const float* values,
+                       const int64_t* lo, const int64_t* hi, int64_t M, int64_t D, float scale,
+                       float* out, int64_t ldo, float* scratch);
+
   // Whether one of n values is above the limit, or NaN.
   bool (*any_above)(const float* v, int64_t n, float limit);
 

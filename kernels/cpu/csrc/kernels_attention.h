@@ -37,9 +37,11 @@ void gated(const float* gate, const float* up, bool gelu, int64_t n, float* y) {
   }
 }
 
+inline vf widen(const float* p) { return load<vf>(p); }
+
 // scores (QB, n) = q keys^T * scale for keys t0 to t0 + n.
-template <int QB>
-inline void score(const float* q, int64_t ldq, const uint16_t* keys, int64_t n, int64_t D,
+template <int QB, typename T>
+inline void score(const float* q, int64_t ldq, const T* keys, int64_t n, int64_t D,
                   float scale, float* scores) {
   constexpr int TB = V::kAccumulators / QB < 4 ? V::kAccumulators / QB : 4;
   int64_t t = 0;
@@ -70,8 +72,8 @@ inline void score(const float* q, int64_t ldq, const uint16_t* keys, int64_t n, 
 }
 
 // out (QB, D) += p (QB, n) values.
-template <int QB>
-inline void mix(const float* p, const uint16_t* values, int64_t n, int64_t D, float* out) {
+template <int QB, typename T>
+inline void mix(const float* p, const T* values, int64_t n, int64_t D, float* out) {
   constexpr int DB = V::kAccumulators / QB < 4 ? 2 : 4;  // divides a head's vectors
   for (int64_t d = 0; d < D; d += DB * L) {
     const int64_t wide = (D - d) / L < DB ? (D - d) / L : DB;
@@ -106,8 +108,8 @@ inline void mix(const float* p, const uint16_t* values, int64_t n, int64_t D, fl
 }
 
 // QB queries; the softmax is kept up to date block by block of keys, so no row of scores is whole.
-template <int QB>
-void attend_block(const float* q, int64_t ldq, const uint16_t* keys, const uint16_t* values,
+template <int QB, typename T>
+void attend_block(const float* q, int64_t ldq, const T* keys, const T* values,
                   const int64_t* lo, const int64_t* hi, int64_t D, float scale, float* out,
                   int64_t ldo, float* scratch) {
   float* mixed = scratch;             // (QB, D)
@@ -124,7 +126,7 @@ void attend_block(const float* q, int64_t ldq, const uint16_t* keys, const uint1
   for (int64_t t0 = first; t0 < last; t0 += kAttendBlock) {
     const int64_t n = last - t0 < kAttendBlock ? last - t0 : kAttendBlock;
     const int64_t padded = (n + L - 1) / L * L;
-    score<QB>(q, ldq, keys + t0 * D, n, D, scale, scores);
+    score<QB, T>(q, ldq, keys + t0 * D, n, D, scale, scores);
     for (int i = 0; i < QB; ++i) {
       float* row = scores + i * kAttendBlock;
       for (int64_t t = 0; t < padded; ++t) {
@@ -153,7 +155,7 @@ void attend_block(const float* q, int64_t ldq, const uint16_t* keys, const uint1
       }
       top[i] = now;
     }
-    mix<QB>(scores, values + t0 * D, n, D, mixed);
+    mix<QB, T>(scores, values + t0 * D, n, D, mixed);
   }
   for (int i = 0; i < QB; ++i) {
     const float inverse = 1.0f / total[i];
@@ -163,16 +165,18 @@ void attend_block(const float* q, int64_t ldq, const uint16_t* keys, const uint1
   }
 }
 
-void attend(const float* q, int64_t ldq, const uint16_t* keys, const uint16_t* values,
+// Keys and values in bfloat16 (uint16_t), or float.
+template <typename T>
+void attend(const float* q, int64_t ldq, const T* keys, const T* values,
             const int64_t* lo, const int64_t* hi, int64_t M, int64_t D, float scale, float* out,
             int64_t ldo, float* scratch) {
   int64_t m = 0;
   for (; m + 4 <= M; m += 4) {
-    attend_block<4>(q + m * ldq, ldq, keys, values, lo + m, hi + m, D, scale, out + m * ldo, ldo,
+    attend_block<4, T>(q + m * ldq, ldq, keys, values, lo + m, hi + m, D, scale, out + m * ldo, ldo,
                     scratch);
   }
   for (; m < M; ++m) {
-    attend_block<1>(q + m * ldq, ldq, keys, values, lo + m, hi + m, D, scale, out + m * ldo, ldo,
+    attend_block<1, T>(q + m * ldq, ldq, keys, values, lo + m, hi + m, D, scale, out + m * ldo, ldo,
                     scratch);
   }
 }

@@ -30,13 +30,18 @@ Description describe(Kind kind, const char* name, ONNXTensorElementDataType firs
   d.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   d.GetInputTypeCount = [](const OrtCustomOp* op) { return own(op).inputs; };
   d.GetInputType = [](const OrtCustomOp* op, size_t index) {
+    if (own(op).kind == Kind::attention) {
+      return index < 5 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    }
     if (index == 0) return own(op).first;
     return index == 1 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
-  d.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  d.GetOutputTypeCount = [](const OrtCustomOp* op) -> size_t {
+    return own(op).kind == Kind::attention ? 3 : 1;
+  };
   d.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
-  d.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
-    return index == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  d.GetInputCharacteristic = [](const OrtCustomOp* op, size_t index) {
+    return index == 2 && own(op).kind == Kind::matmul ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   };
   d.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   d.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
@@ -68,10 +73,12 @@ OrtCustomOpDomain* the_domain(const OrtApi& api) {
       describe(Kind::gated, "GatedPanels", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 2);
   static const Description gather =
       describe(Kind::gather, "GatherPanels", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 2);
+  static const Description attention =
+      describe(Kind::attention, "CausalAttention", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 7);
   static OrtCustomOpDomain* const domain = [&] {
     OrtCustomOpDomain* made = nullptr;
     check(api, api.CreateCustomOpDomain("soroq", &made));
-    for (const Description* op : {&matmul, &gated, &gather}) {
+    for (const Description* op : {&matmul, &gated, &gather, &attention}) {
       check(api, api.CustomOpDomain_Add(made, op));
     }
     return made;

@@ -34,10 +34,10 @@ Rows rows_of(const OrtApi& api, const Call& call, int64_t K, int64_t columns) {
   return {data_of<float>(api, value), M, shape};
 }
 
-class Product : public Operator {
+class Product : public PanelOperator {
  public:
   Product(const OrtApi& api, const NodeInfo& node)
-      : Operator(api, node),
+      : PanelOperator(api, node),
         many_(precision_of(node.text("precision"))),
         few_(precision_of(node.text("few_precision"))) {}
 
@@ -92,10 +92,10 @@ class GatedPanels : public Product {
   Finish::Gate gate_;
 };
 
-class GatherPanels : public Operator {
+class GatherPanels : public PanelOperator {
  public:
   GatherPanels(const OrtApi& api, const NodeInfo& node)
-      : Operator(api, node), scale_(node.real("scale")) {}
+      : PanelOperator(api, node), scale_(node.real("scale")) {}
 
   void run(const Call& call) const override {
     const OrtValue* value = call.input(0);
@@ -157,6 +157,7 @@ Weight::Weight(const OrtApi& api, const NodeInfo& node) {
 
 std::unique_ptr<Operator> make_operator(Kind kind, const OrtApi& api, const NodeInfo& node) {
   if (kind == Kind::matmul) return std::make_unique<MatMulPanels>(api, node);
+  if (kind == Kind::attention) return make_attention(api, node);
   if (kind == Kind::gated) return std::make_unique<GatedPanels>(api, node);
   return std::make_unique<GatherPanels>(api, node);
 }

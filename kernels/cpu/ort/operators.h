@@ -7,6 +7,13 @@
 // x, bias and y are float32, ids int64, panels uint8 and an initializer. Attributes of all: N, K, bits,
 // group_size, symmetric, bf16_scales (PanelShape). precision and few_precision, of up to kFewRows
 // tokens: exact, int8 or int16. GatedPanels: activation (gelu or silu), rows (F). GatherPanels: scale.
+//
+//   CausalAttention(q (B, S, heads D), k and v (B, S, kv_heads D), past_key and past_value
+//       (B, kv_heads, P, D), last (B), total) → y (B, S, heads D), present_key, present_value
+//       (B, kv_heads, max(P, total), D)
+//
+// last and total are int32, as GroupQueryAttention's seqlens_k and total_sequence_length, and so are
+// the attributes num_heads, kv_num_heads, scale, local_window_size (0: none). D is a multiple of 16.
 #pragma once
 
 #include <memory>
@@ -33,21 +40,31 @@ class Weight {
 // One node of a session.
 class Operator {
  public:
-  Operator(const OrtApi& api, const NodeInfo& node) : api_(api), weight_(api, node) {}
+  explicit Operator(const OrtApi& api) : api_(api) {}
   virtual ~Operator() = default;
   virtual void run(const Call& call) const = 0;
 
   const OrtApi& api() const { return api_; }
 
+ private:
+  const OrtApi& api_;
+};
+
+// A node with a weight.
+class PanelOperator : public Operator {
+ public:
+  PanelOperator(const OrtApi& api, const NodeInfo& node) : Operator(api), weight_(api, node) {}
+
  protected:
   const PanelWeight& w() const { return weight_.panels(); }
 
  private:
-  const OrtApi& api_;
   const Weight weight_;
 };
 
-enum class Kind { matmul, gated, gather };
+enum class Kind { matmul, gated, gather, attention };
+
+std::unique_ptr<Operator> make_attention(const OrtApi& api, const NodeInfo& node);
 
 std::unique_ptr<Operator> make_operator(Kind kind, const OrtApi& api, const NodeInfo& node);
 

@@ -47,9 +47,9 @@ const OrtValue* Call::input(size_t index) const {
   return value;
 }
 
-float* Call::output(const std::vector<int64_t>& shape) const {
+float* Call::output(const std::vector<int64_t>& shape, size_t index) const {
   OrtValue* value = nullptr;
-  check(api_, api_.KernelContext_GetOutput(context_, 0, shape.data(), shape.size(), &value));
+  check(api_, api_.KernelContext_GetOutput(context_, index, shape.data(), shape.size(), &value));
   void* data = nullptr;
   check(api_, api_.GetTensorMutableData(value, &data));
   return static_cast<float*>(data);

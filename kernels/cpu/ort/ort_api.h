@@ -52,7 +52,7 @@ class Call {
   Call(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
   // Null for an optional input that isn't there.
   const OrtValue* input(size_t index) const;
-  float* output(const std::vector<int64_t>& shape) const;
+  float* output(const std::vector<int64_t>& shape, size_t index = 0) const;
 
  private:
   const OrtApi& api_;
