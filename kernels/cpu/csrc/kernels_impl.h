@@ -422,4 +422,4 @@ int64_t peak_fma(int64_t rounds) {
 }
 
 constexpr Kernels kTable = {V::kName, round_row, panel_rounded, panel_exact, rms_norm,
-                            gated,    attend<uint16_t>, attend<float>,    any_above,  read_lines, peak_int8,   peak_fma};
+                            gated, attend<uint16_t>, attend<float>, any_above, read_lines, peak_int8, peak_fma};
