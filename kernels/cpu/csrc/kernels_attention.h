@@ -59,7 +59,13 @@ inline void score(const float* q, int64_t ldq, const T* keys, int64_t n, int64_t
       }
     }
     for (int i = 0; i < QB; ++i) {
-      for (int j = 0; j < TB; ++j) scores[i * kAttendBlock + t + j] = sum_of(acc[i][j]) * scale;
+      float* row = scores + i * kAttendBlock + t;
+      if constexpr (TB == 4) {
+        V::sum_four(acc[i], row);
+        for (int j = 0; j < TB; ++j) row[j] *= scale;
+      } else {
+        for (int j = 0; j < TB; ++j) row[j] = sum_of(acc[i][j]) * scale;
+      }
     }
   }
   for (; t < n; ++t) {

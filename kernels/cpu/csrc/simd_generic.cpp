@@ -38,6 +38,9 @@ struct V {
   }
   typedef float vf __attribute__((vector_size(16)));
   static float sum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  static void sum_four(const vf* v, float* sums) {
+    for (int i = 0; i < 4; ++i) sums[i] = sum(v[i]);
+  }
   static vf quad_max(vf v) {
     float most = v[0];
     for (int i = 1; i < 4; ++i) most = v[i] > most ? v[i] : most;

@@ -35,6 +35,18 @@ struct V {
   }
   typedef float vf __attribute__((vector_size(64)));
   static inline float sum(vf v) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v)); }
+  // The sums of four vectors at once: half the steps of four sums.
+  static inline void sum_four(const vf* v, float* sums) {
+    const __m512 a = reinterpret_cast<__m512>(v[0]), b = reinterpret_cast<__m512>(v[1]);
+    const __m512 c = reinterpret_cast<__m512>(v[2]), d = reinterpret_cast<__m512>(v[3]);
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d ab2 = _mm512_castps_pd(ab), cd2 = _mm512_castps_pd(cd);
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  }
   static inline vf quad_max(vf v) {
     const __m512 all = reinterpret_cast<__m512>(v);
     const __m512 two = _mm512_max_ps(all, _mm512_permute_ps(all, 0xB1));

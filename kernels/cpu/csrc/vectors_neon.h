@@ -16,6 +16,9 @@ struct Lanes {
   }
   typedef float vf __attribute__((vector_size(16)));
   static inline float sum(vf v) { return vaddvq_f32(reinterpret_cast<float32x4_t>(v)); }
+  static inline void sum_four(const vf* v, float* sums) {
+    for (int i = 0; i < 4; ++i) sums[i] = sum(v[i]);
+  }
   static inline vf quad_max(vf v) {
     return vf{} + vmaxvq_f32(reinterpret_cast<float32x4_t>(v));
   }
