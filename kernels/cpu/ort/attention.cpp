@@ -12,6 +12,8 @@ namespace soroq {
 namespace {
 
 constexpr int64_t kQueries = 32;  // of one head, a member's task
+// Products of a token's scores up to which one thread does it all: a team takes longer to wake.
+constexpr int64_t kAlone = 1 << 20;
 
 class CausalAttention : public Operator {
  public:
@@ -57,8 +59,10 @@ class CausalAttention : public Operator {
     }
     cache[2] = T;
     float* y = call.output(shape);
-    const float* fresh[2] = {data_of<float>(api(), call.input(1)), data_of<float>(api(), call.input(2))};
-    const float* past[2] = {data_of<float>(api(), call.input(3)), data_of<float>(api(), call.input(4))};
+    const float* fresh[2] = {data_of<float>(api(), call.input(1)),
+                             data_of<float>(api(), call.input(2))};
+    const float* past[2] = {data_of<float>(api(), call.input(3)),
+                            data_of<float>(api(), call.input(4))};
     float* present[2] = {call.output(cache, 1), call.output(cache, 2)};
 
     // One buffer may be both, and is written in place.
@@ -90,6 +94,12 @@ class CausalAttention : public Operator {
     };
     std::atomic<int64_t> next{0};
     const int64_t tasks = blocks * B * heads_, copies = 2 * B * kv_heads_;
+    if (S <= kFewRows && heads_ * T * D <= kAlone) {
+      for (int64_t i = 0; i < copies; ++i) append(i);
+      std::vector<float> scratch(attend_floats(D));
+      for (int64_t i = 0; i < tasks; ++i) attend(i, scratch.data());
+      return;
+    }
     soroq::run([&](const Member& me) {
       for (int64_t i = me.begin(copies); i < me.end(copies); ++i) append(i);
       me.barrier();
