@@ -1,6 +1,6 @@
 """CausalAttention against ONNX Runtime's GroupQueryAttention in one exported model, alternating.
 
-    SOROQ_ORT_LIBRARY=…/libsoroq_ort.so python -m soroq.bench.kernels.ort_attention out-soroq
+    SOROQ_ORT_LIBRARY=…/libsoroq_ort.so python -m soroq.bench.kernels.ort_attention out-soroq --record
 
 Both graphs share one data file; for each number of threads the two take turns in one process, and
 medians and their ratio are printed: 512 tokens at once, and one token behind 511. The team of
@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from soroq.bench.record import append_records
 from soroq.export.graph import MICROSOFT, SOROQ
 from soroq.export.ort_library import find_library
 from soroq.export.session import FOLDER, LAST
@@ -82,12 +83,13 @@ def feeds_of(session: Any, n: int, before: int) -> dict[str, Any]:
     return feeds
 
 
-def measure(sessions: dict[str, Any], n: int, before: int, rounds: int) -> dict[str, list[float]]:
-    """Return seconds of each round, the kinds taking turns; says how far their logits differ."""
+def measure(
+    sessions: dict[str, Any], n: int, before: int, rounds: int
+) -> tuple[dict[str, list[float]], float]:
+    """Return seconds of each round, the kinds taking turns, and how far their logits differ."""
     feeds = feeds_of(sessions[STOCK], n, before)
     results = [session.run(["logits"], feeds)[0] for session in sessions.values()]
-    scale = float(np.linalg.norm(results[0]))
-    print(f"  logits differ by {np.linalg.norm(results[0] - results[1]) / scale:.1e} of their norm")
+    apart = float(np.linalg.norm(results[0] - results[1]) / np.linalg.norm(results[0]))
     times: dict[str, list[float]] = {kind: [] for kind in sessions}
     for index in range(rounds + WARM_UP):
         for kind, session in sessions.items():
@@ -95,7 +97,7 @@ def measure(sessions: dict[str, Any], n: int, before: int, rounds: int) -> dict[
             session.run(None, feeds)
             if index >= WARM_UP:
                 times[kind].append(time.perf_counter() - start)
-    return times
+    return times, apart
 
 
 def main() -> None:
@@ -103,18 +105,28 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of soroq export --target onnx-soroq")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--record", action="store_true", help="append to bench/records")
     args = parser.parse_args()
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=args.folder.resolve().parent) as room:
         for threads in args.threads:
             sessions = open_kinds(args.folder, Path(room), threads)
             for n, before, rounds in ((TOKENS, 0, args.rounds), (1, TOKENS - 1, args.rounds * 3)):
                 print(f"threads {threads}, {n} tokens behind {before}:")
-                times = measure(sessions, n, before, rounds)
+                times, apart = measure(sessions, n, before, rounds)
                 stock, own = (statistics.median(times[kind]) for kind in (STOCK, OWN))
+                ms = {kind: sorted(1e3 * t for t in values) for kind, values in times.items()}
+                found.append(
+                    {"cores": threads, "tokens": n, "before": before, "ms": ms}
+                    | {"ratio of medians": stock / own, "logits apart": apart}
+                )
                 print(
                     f"  {STOCK} {stock * 1e3:.1f} ms, {OWN} {own * 1e3:.1f} ms, "
-                    f"ratio of medians {stock / own:.3f}"
+                    f"ratio of medians {stock / own:.3f}; logits {apart:.1e} of their norm apart"
                 )
+    if args.record:
+        folder = {"model": args.folder.name, "onnxruntime": onnxruntime.__version__}
+        print(f"recorded in {append_records('onnx-attention', [folder | one for one in found])}")
 
 
 if __name__ == "__main__":

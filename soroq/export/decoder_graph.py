@@ -16,7 +16,6 @@ or in memory, and no longest context.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from onnx import TensorProto
@@ -24,7 +23,7 @@ from onnx import TensorProto
 from soroq.decoder_facts import window_of
 from soroq.export.facts import refuse_unknown, rotary_frequencies
 from soroq.export.graph import MICROSOFT, GraphBuilder
-from soroq.export.linears import LinearWriter, StoredHead
+from soroq.export.linears import Heads, LinearWriter, StoredHead
 from soroq.export.tensors import ONNX_TYPES
 from soroq.io.checkpoint import Checkpoint
 from soroq.models.architecture import DecoderLayout
@@ -210,23 +209,15 @@ class DecoderGraph:
             )
             for part, value in (("q", q), ("k", k))
         )
-        attributes: dict[str, Any] = {}
-        window = window_of(self._model.config, attention)
-        if window:
-            attributes["local_window_size"] = window
         past = [f"past_key_values.{index}.{part}" for part in ("key", "value")]
         present = [f"present.{index}.{part}" for part in ("key", "value")]
-        mixed = graph.nodes_of(
-            "GroupQueryAttention",
+        mixed = self._linears.attend(
             [q, k, v, *past, step.lengths, step.total],
             [f"{at}/mixed", *present],
-            domain=MICROSOFT,
-            num_heads=heads,
-            kv_num_heads=self.kv_heads,
+            Heads(heads, self.kv_heads, int(attention.head_dim)),
             scale=float(attention.scaling),
-            do_rotary=0,
-            **attributes,
-        )[0]
+            window=window_of(self._model.config, attention) or 0,
+        )
         return self._linears.project([f"{name}.o_proj"], mixed, f"{at}/o")[0]
 
     def _ffn(self, index: int, x: str) -> str:

@@ -30,6 +30,15 @@ class StoredHead:
     tensors: list[str]
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Of an attention: how many queries and keys, and their length."""
+
+    queries: int
+    keys: int
+    dim: int
+
+
 class LinearWriter:
     """Writes matrices to a graph's data and the nodes that multiply by them.
 
@@ -113,6 +122,27 @@ class LinearWriter:
         else:
             first = graph.node("QuickGelu", [first], f"{name}/silu", domain=MICROSOFT, alpha=1.0)
         return graph.node("Mul", [first, second], f"{name}/gated")
+
+    def attend(
+        self, inputs: Sequence[str], outputs: Sequence[str], heads: Heads, scale: float, window: int
+    ) -> str:
+        """Return what tokens gather from those before them (B, S, heads · D), and write the caches.
+
+        inputs: q, k, v (B, S, · D), both caches (B, kv_heads, P, D), each row's last position int32
+        (B,), the cache's length with these tokens int32 (1,); outputs: the result, both caches.
+        window: how many positions a token sees, its own included; 0 for all.
+        """
+        return self._graph.nodes_of(
+            "GroupQueryAttention",
+            inputs,
+            outputs,
+            domain=MICROSOFT,
+            num_heads=heads.queries,
+            kv_num_heads=heads.keys,
+            scale=scale,
+            do_rotary=0,
+            **({"local_window_size": window} if window else {}),
+        )[0]
 
     def multiply(self, head: StoredHead, x: str, name: str) -> str:
         """Return x times a head."""

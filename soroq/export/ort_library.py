@@ -16,7 +16,7 @@ from soroq.core.errors import KernelError
 NAME = "libsoroq_ort"
 FILE = NAME + (".dylib" if sys.platform == "darwin" else ".so")
 VARIABLE = "SOROQ_ORT_LIBRARY"
-OPSET = 1  # version of the operators that this soroq's library has
+OPSET = 2  # version of the operators that this soroq's library has; 2 added CausalAttention
 
 
 def find_library(otherwise: str) -> Path:
@@ -60,12 +60,12 @@ def add_operators(options: Any, folder: Path, threads: int | None) -> None:
 def use_library(options: Any, needed: str, threads: int | None) -> None:
     """Let a session with these options run soroq's operators.
 
-    needed: the version of the operators that a graph has. ONNX Runtime's own threads sleep when
+    needed: the version of the operators that a graph has, any up to the library's. ONNX Runtime's own threads sleep when
     they wait, else they would take the processors from soroq's. threads holds for the whole
     process. Raises KernelError.
     """
     fallback = "use a folder of `soroq export --target onnx-cpu`"
-    if needed != str(OPSET):
+    if needed not in map(str, range(1, OPSET + 1)):
         raise KernelError(
             f"the folder needs {NAME} {needed}, this soroq's is {OPSET}; "
             f"export it anew, or {fallback}"

@@ -15,7 +15,7 @@ import torch
 from soroq.core.scheme import QuantArgs
 from soroq.export.blocks import is_rounded_anew, numbers_of, round_to_int8
 from soroq.export.graph import SOROQ, GraphBuilder
-from soroq.export.linears import LinearWriter, StoredHead
+from soroq.export.linears import Heads, LinearWriter, StoredHead
 from soroq.io.checkpoint import Checkpoint
 from soroq.kernels.panels import Packable, PanelWeight, RowSource, as_source, pack, pack_pair
 
@@ -89,6 +89,22 @@ class PanelLinears(LinearWriter):
         return self._graph.node(
             "GatherPanels", inputs, f"{name}/scaled", domain=SOROQ, scale=scale, **table.shape
         )
+
+    def attend(
+        self, inputs: Sequence[str], outputs: Sequence[str], heads: Heads, scale: float, window: int
+    ) -> str:
+        if heads.dim % 16:  # what the kernel takes
+            return super().attend(inputs, outputs, heads, scale, window)
+        return self._graph.nodes_of(
+            "CausalAttention",
+            inputs,
+            outputs,
+            domain=SOROQ,
+            num_heads=heads.queries,
+            kv_num_heads=heads.keys,
+            scale=scale,
+            local_window_size=window,
+        )[0]
 
     def multiply(self, head: StoredHead, x: str, name: str) -> str:
         if not isinstance(head, PanelHead):

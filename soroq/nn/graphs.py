@@ -42,7 +42,8 @@ class GraphDecoder:
         kinds = getattr(self.config, "layer_types", None)
         self._kinds = sorted(set(kinds)) if kinds else []
         layers, room = self.config.num_hidden_layers, max_length + WARM_STEPS
-        self._cache = Cache(layers=[StaticLayer(room) for _ in range(layers)])
+        self._layers: list[Any] = [StaticLayer(room) for _ in range(layers)]
+        self._cache = Cache(layers=self._layers)
         new = {"dtype": torch.long, "device": self.device}
         self.token = torch.zeros(batch, 1, **new)
         self.tokens = torch.zeros(batch, room, **new)
@@ -82,7 +83,7 @@ class GraphDecoder:
     @torch.no_grad()
     def start(self, ids: torch.Tensor) -> None:
         """Read the prompts ids (batch, S) and choose the token behind each."""
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.cumulative_length.zero_()
         rows = torch.arange(ids.shape[1], device=self.device)
         self.position.fill_(ids.shape[1] - 1)
@@ -157,7 +158,7 @@ class GraphDecoder:
         """Go back to where `token` (batch, 1) was chosen, behind `length` tokens."""
         self.position.fill_(length)
         self.token.copy_(token)
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.cumulative_length.fill_(length)
 
     def _ended(self, length: int, made: int, ends: Collection[int]) -> torch.Tensor:
