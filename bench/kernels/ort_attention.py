@@ -1,6 +1,6 @@
 """CausalAttention against ONNX Runtime's GroupQueryAttention in one exported model, alternating.
 
-    SOROQ_ORT_LIBRARY=…/libsoroq_ort.so python -m soroq.bench.kernels.ort_attention out-soroq --record
+    SOROQ_ORT_LIBRARY=…/libsoroq_ort.so python -m soroq.bench.kernels.ort_attention out-soroq
 
 Both graphs share one data file; for each number of threads the two take turns in one process, and
 medians and their ratio are printed: 512 tokens at once, and one token behind 511. The team of

@@ -60,9 +60,9 @@ def add_operators(options: Any, folder: Path, threads: int | None) -> None:
 def use_library(options: Any, needed: str, threads: int | None) -> None:
     """Let a session with these options run soroq's operators.
 
-    needed: the version of the operators that a graph has, any up to the library's. ONNX Runtime's own threads sleep when
-    they wait, else they would take the processors from soroq's. threads holds for the whole
-    process. Raises KernelError.
+    needed: the version of the operators that a graph has, any up to the library's. ONNX
+    Runtime's own threads sleep when they wait, else they would take the processors from soroq's.
+    threads holds for the whole process. Raises KernelError.
     """
     fallback = "use a folder of `soroq export --target onnx-cpu`"
     if needed not in map(str, range(1, OPSET + 1)):
