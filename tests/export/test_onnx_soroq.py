@@ -19,7 +19,7 @@ from soroq.core.errors import KernelError, SchemeError
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.export import onnx_soroq, ort_library
-from soroq.export.graph import IR_VERSION, MICROSOFT, OPSET, SOROQ
+from soroq.export.graph import IR_VERSION, OPSET, SOROQ
 from soroq.export.panel_linears import _shape
 from soroq.export.session import EVERY, LAST, OnnxDecoder, open_session
 from soroq.export.target import ExportRequest, read_export
