@@ -47,12 +47,15 @@ def corpus(
 def tokenizer(
     model: Annotated[str, typer.Option(help="Whose tokenizer: a directory, .gguf or name.")],
     text: Annotated[list[str], typer.Option(help="LANGUAGE=FILE or folder; may be repeated.")],
+    parallel: Annotated[
+        bool, typer.Option(help="The texts are translations of each other, line by line.")
+    ] = False,
     json_out: Json = False,
 ) -> None:
     """Tell what a tokenizer makes of each language, and what that costs."""
     from soroq.commands.corpus import run_tokenizer
 
-    run_tokenizer(model, tuple(text), json_out)
+    run_tokenizer(model, tuple(text), parallel, json_out)
 
 
 @commands.command()

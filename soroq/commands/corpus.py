@@ -59,20 +59,24 @@ def run_corpus(
     console.table(str(out), ["split", "language", "documents", "tokens"], rows)
 
 
-def run_tokenizer(model: str, texts: tuple[str, ...], json_out: bool) -> None:
-    """Print tokens a word and a byte by language, and what they cost against the first one."""
+def run_tokenizer(model: str, texts: tuple[str, ...], parallel: bool, json_out: bool) -> None:
+    """Print tokens a word and a byte by language, and what the first one costs against the others.
+
+    parallel: the texts are translations of each other, line by line; what is compared is then the
+    same content, not a word. Raises CalibrationError when their lines can't be.
+    """
     from soroq.loading import load_tokenizer
     from soroq.train.corpus.sources import find_files, read_file
     from soroq.train.tokenizer_report import report
 
     tokenizer = load_tokenizer(model)
-    found = {
-        language: report(
-            tokenizer,
-            (raw.text for file in find_files(path) for raw in read_file(file, language, "")),
-        )
+    read = {
+        language: [raw.text for file in find_files(path) for raw in read_file(file, language, "")]
         for language, path in parse_texts(texts)
     }
+    if parallel:
+        _refuse_other_lines(read)
+    found = {language: report(tokenizer, documents) for language, documents in read.items()}
     if json_out:
         print(json.dumps({language: asdict(made) for language, made in found.items()}, indent=2))
         return
@@ -94,9 +98,25 @@ def run_tokenizer(model: str, texts: tuple[str, ...], json_out: bool) -> None:
     console.table(f"{model}: tokenizer", columns, rows)
     first, *rest = found
     for language in rest:
-        times = found[first].tokens_per_word / found[language].tokens_per_word
+        if parallel:
+            times, what = found[first].tokens / found[language].tokens, "what is said in"
+        else:
+            times = found[first].tokens_per_word / found[language].tokens_per_word
+            what = "a word of"
         console.out.print(
-            f"a word of {first} takes {times:.2f} times the tokens of one of {language}: so many "
-            "times as long to read and write, and as much of the context",
+            f"{what} {first} takes {times:.2f} times the tokens of {language}'s: so many times as "
+            "long to read and write, and as much of the context",
             highlight=False,
+        )
+
+
+def _refuse_other_lines(read: dict[str, list[str]]) -> None:
+    counts = {
+        language: sum(bool(line.strip()) for text in texts for line in text.splitlines())
+        for language, texts in read.items()
+    }
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{language} {count}" for language, count in counts.items())
+        raise CalibrationError(
+            f"--parallel texts are translations line by line, but have {said} lines"
         )

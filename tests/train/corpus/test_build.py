@@ -351,6 +351,34 @@ def test_the_tokenizer_report_counts(
     monkeypatch.setattr("sys.argv", [*words, "--text", f"en={path}"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "a word of tg takes 1.00 times the tokens of one of en" in " ".join(
+    assert "a word of tg takes 1.00 times the tokens of en's" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_translations_are_compared_whole(
+    tmp_path: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Twice as many words of the same cost for one content: a word alone would say 1.00."""
+    once, twice = tmp_path / "en.txt", tmp_path / "tg.txt"
+    once.write_text("дар боғ\nдар роҳ\n")
+    twice.write_text("дар боғ дар боғ\nдар роҳ дар роҳ\n")
+    words = ["soroq", "train", "tokenizer", "--model", tokenizer.name_or_path, "--parallel"]
+
+    def run(*texts: str) -> Any:
+        monkeypatch.setattr("sys.argv", [*words, *texts])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code
+
+    assert not run("--text", f"tg={twice}", "--text", f"en={once}")
+    said = " ".join(capsys.readouterr().out.split())
+    count = [len(tokenizer(p.read_text(), add_special_tokens=False)["input_ids"])
+             for p in (twice, once)]  # fmt: skip
+    assert f"what is said in tg takes {count[0] / count[1]:.2f} times the tokens of en's" in said
+    once.write_text("дар боғ\n")
+    assert run("--text", f"tg={twice}", "--text", f"en={once}") == 2
+    assert "have tg 2, en 1 lines" in capsys.readouterr().err
