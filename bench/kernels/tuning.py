@@ -190,7 +190,8 @@ def tune(
     finalists: list[Launch] = [triton]
     if device.type == "cuda" and cuda_cpp.library() is not None and M <= cuda.MOST_TOKENS:
         found = cuda.candidates(sms, M, shape.N, shape.K, bits)
-        finalists.append(best([c for c in found if fits(c, M, shape.N, sms)][:MOST_CUDA]))
+        few: list[Launch] = [c for c in found if fits(c, M, shape.N, sms)]
+        finalists.append(best(few[:MOST_CUDA]))
     if warpgroups.can_run(device) and M >= warpgroups.FEWEST_TOKENS:
         many = warpgroups.candidates(sms, M, shape.N, shape.K, bits)
         finalists.append(best(list(many[:MOST_HOPPER])))
