@@ -36,6 +36,10 @@ __device__ To bits_of(From value) {
   return *reinterpret_cast<To*>(&value);
 }
 
+__device__ uint32_t word(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
 __device__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }

@@ -82,15 +82,6 @@ __device__ uint32_t dequantize(const uint32_t (&packed)[PLANES], int j,
   return bits_of<uint32_t>(__hmul2(__hsub2(value, offset), scale));
 }
 
-__device__ uint32_t word(const uint4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-
-template <typename T>
-__device__ float to_float(uint16_t bits) {
-  return static_cast<float>(bits_of<T>(bits));
-}
-
 template <typename T>
 __device__ uint32_t rounded(float low, float high) {
   typename Dtype<T>::Pair two;

@@ -123,7 +123,8 @@ class DirectoryCheckpoint(Checkpoint):
             )
         for name in self._file_of:
             dtype = self.info(name).dtype
-            if name.endswith(".weight") and not dtype.is_floating_point:
+            packed = name.removesuffix("weight") + "biases" in self._file_of  # MLX's words
+            if name.endswith(".weight") and not dtype.is_floating_point and not packed:
                 raise CheckpointError(
                     f"{name}: dtype {dtype} is no weight; floating point is needed"
                 )

@@ -41,7 +41,7 @@ class StoredWeights:
     def open(self, module: str) -> "StoredMatrix":
         """Return a module's weight without reading it. Raises CheckpointError if it isn't there."""
         args = self.arguments(module)[0] if module in self.quantized else None
-        if args is None or self.format.mark != "qweight":
+        if args is None or self.format is FORMATS["compressed-tensors"]:
             return StoredMatrix(self._checkpoint, module, args)
         return DecodedMatrix(self._checkpoint, module, args, self.format)
 
@@ -122,11 +122,13 @@ class DecodedMatrix(StoredMatrix):
     ) -> None:
         self._checkpoint, self._module, self.args, self._format = checkpoint, module, args, format_
         scales = checkpoint.info(f"{module}.scales")
-        words, columns = checkpoint.info(f"{module}.qweight").shape
+        words, columns = checkpoint.info(f"{module}.{format_.parts[0]}").shape
         per_word = 32 // args.bits
-        self.shape = (
-            (scales.shape[1], words) if format_.name == "awq" else (columns, words * per_word)
-        )
+        self.shape = {
+            "awq": (scales.shape[1], words),
+            "awq-gemv": (words, columns * per_word),
+            "mlx": (words, columns * per_word),
+        }.get(format_.name, (columns, words * per_word))
         self.scale_dtype = scales.dtype
         self._whole: QuantizedTensor | None = None
 

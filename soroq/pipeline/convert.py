@@ -72,6 +72,9 @@ def convert(
             writer.add_lazy(name, info, partial(encode, module, name))
     config = dict(checkpoint.config)
     config["quantization_config"] = target.config(numbers, _ignored(checkpoint, stored))
+    config.pop("quantization", None)
+    if target.name == "mlx":  # where mlx-lm looks
+        config["quantization"] = config["quantization_config"]
     listen(len(modules), len(modules), "writing")
     writer.finish(config, {"format": "pt"})
     checkpoint.copy_side_files(building)

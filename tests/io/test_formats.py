@@ -11,7 +11,7 @@ from soroq.core.scheme import QuantArgs
 from soroq.io.formats.refusal import FormatError
 from soroq.io.formats.registry import FORMATS, format_of, get_format
 
-INTEGER_FORMATS = ("gptq", "gptq-v2", "awq")
+INTEGER_FORMATS = ("gptq", "gptq-v2", "awq", "awq-gemv")
 
 
 def _random(args: QuantArgs, N: int, K: int, seed: int, lowest_zero: int = 1) -> QuantizedTensor:
@@ -63,6 +63,30 @@ def test_awq_words_hold_neighbours_along_n_in_autoawqs_order() -> None:
     assert _nibbles(int(stored["m.qzeros"][1, 1]), 4) == want
 
 
+@pytest.mark.parametrize(
+    ("group", "width"), [(128, 1), (64, 2), (32, 4), (None, 1)], ids=["128", "64", "32", "row"]
+)
+def test_awq_gemv_words_hold_neighbours_along_k_and_zero_points_padded(
+    group: int | None, width: int
+) -> None:
+    weight = _random(QuantArgs(bits=4, group_size=group, symmetric=False), 8, 384, 2)
+    stored = FORMATS["awq-gemv"].encode("m", weight)
+    assert weight.zeros is not None
+    for n, j in ((0, 0), (7, 47), (3, 20)):
+        want = [int(weight.codes[n, 8 * j + i]) + 8 for i in range(8)]
+        assert _nibbles(int(stored["m.qweight"][n, j]), 4) == want
+    groups = weight.zeros.shape[1]
+    multiple = {32: 4, 64: 2}.get(group or 0, 1)
+    assert width == max(multiple, -(-groups // 8))
+    assert stored["m.qzeros"].shape == (8, width)
+    assert stored["m.scales"].shape == (8, 8 * width)
+    for n in (0, 5):
+        zeros = [z for word in stored["m.qzeros"][n].tolist() for z in _nibbles(word, 4)]
+        assert zeros == [int(z) + 8 for z in weight.zeros[n]] + [0] * (8 * width - groups)
+        assert stored["m.scales"][n, groups:].eq(0).all()
+    assert format_of(FORMATS["awq-gemv"].config({"m": (weight.args, None)}, [])).name == "awq-gemv"
+
+
 @settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(FORMATS)),
@@ -80,7 +104,7 @@ def test_what_is_encoded_comes_back_or_is_refused(
     weight = _random(args, 8 * rows, (size or 32) * groups, seed)
     format_ = FORMATS[name]
     reason = format_.refuses(args, None, weight.shape)
-    if name == "awq" and bits == 8:
+    if (name.startswith("awq") and bits == 8) or (name == "mlx" and size is None):
         assert reason is not None
         return
     assert reason is None
@@ -90,6 +114,47 @@ def test_what_is_encoded_comes_back_or_is_refused(
     got = format_.decode("m", format_.encode("m", weight), read)
     assert torch.equal(got.codes, weight.codes)
     assert torch.equal(got.dequantize(), weight.dequantize())
+
+
+@pytest.mark.parametrize(("symmetric", "bits"), [(True, 4), (False, 4), (True, 8)])
+def test_mlx_is_codes_times_scales_plus_biases(symmetric: bool, bits: int) -> None:
+    args = QuantArgs(bits=bits, group_size=32, symmetric=symmetric)
+    weight = _random(args, 8, 64, 8)
+    stored = FORMATS["mlx"].encode("m", weight)
+    words, scales, biases = (stored[f"m.{part}"] for part in ("weight", "scales", "biases"))
+    assert words.dtype == torch.uint32 and words.shape == (8, 64 * bits // 32)
+    assert biases.dtype == (torch.bfloat16 if symmetric else torch.float32)  # 12 bits need more
+    want = weight.dequantize(torch.float64)
+    for n in range(8):
+        codes = [c for word in words[n].tolist() for c in _nibbles(word, bits)]
+        for k in range(64):
+            made = codes[k] * scales[n, k // 32].double() + biases[n, k // 32].double()
+            assert made == want[n, k]
+
+
+def test_mlx_biases_between_codes_are_refused() -> None:
+    args = QuantArgs(bits=4, group_size=32, symmetric=False)
+    stored = FORMATS["mlx"].encode("m", _random(args, 8, 64, 9))
+    between = stored | {"m.biases": stored["m.biases"] + stored["m.scales"] / 2}
+    below = stored | {"m.biases": stored["m.scales"].clone()}
+    for wrong in (between, below):
+        with pytest.raises(CheckpointError, match="no multiples of their scales"):
+            FORMATS["mlx"].decode("m", wrong, args)
+    with pytest.raises(CheckpointError, match="don't fit"):
+        FORMATS["mlx"].decode("m", stored | {"m.biases": stored["m.biases"][:4]}, args)
+    eight = QuantArgs(bits=8, group_size=32, symmetric=True)
+    stored = FORMATS["mlx"].encode("m", _random(eight, 8, 64, 9))
+    scales, biases = stored["m.scales"].float(), stored["m.biases"].float()
+    moved = stored | {"m.scales": scales, "m.biases": biases + scales}
+    with pytest.raises(CheckpointError, match="8-bit codes with zero points"):
+        FORMATS["mlx"].decode("m", moved, eight)
+    for config, why in (
+        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "mode 'mxfp4'"),
+        ({"group_size": 64, "bits": 4, "lm_head": {"bits": 8, "group_size": 64}}, "lm_head"),
+        ({"group_size": 64, "bits": 3}, "bits|3"),
+    ):
+        with pytest.raises(CheckpointError, match=why):
+            format_of(config).parse(config)
 
 
 def test_unsorted_g_idx_is_read_exactly() -> None:
@@ -159,5 +224,5 @@ def test_no_configuration_ends_in_anything_but_a_soroq_error(
 
 
 def test_an_unknown_format_names_those_there_are() -> None:
-    with pytest.raises(SchemeError, match="awq, compressed-tensors, gptq, gptq-v2"):
+    with pytest.raises(SchemeError, match="awq, awq-gemv, compressed-tensors, gptq, gptq-v2, mlx"):
         get_format("gpqt")

@@ -87,7 +87,7 @@ def parse(config: Mapping[str, Any]) -> list[Group]:
     """Return the one group of numbers. Raises CheckpointError for what soroq can't represent."""
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
-        raise CheckpointError(f"AWQ version {version!r} is not readable; gemm is")
+        raise CheckpointError(f"AWQ version {version!r} is not readable; gemm and gemv are")
     if config.get("zero_point") is False:
         raise CheckpointError("AWQ without zero points is not readable; zero_point true is")
     args = read_args(config, symmetric=False)

@@ -15,7 +15,7 @@ import torch
 from soroq.core.errors import CheckpointError, SchemeError
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs, Scheme
-from soroq.io.formats import awq, compressed_tensors, gptq
+from soroq.io.formats import awq, awq_gemv, compressed_tensors, gptq, mlx
 from soroq.io.formats.shared import Group
 
 Numbers = Mapping[str, tuple[QuantArgs, QuantArgs | None]]
@@ -100,6 +100,26 @@ FORMATS: dict[str, Format] = {
             awq.parse,
             awq.refuses,
         ),
+        Format(
+            "awq-gemv",
+            "qweight",
+            awq_gemv.PARTS,
+            awq_gemv.encode,
+            awq_gemv.decode,
+            lambda numbers, ignore: awq_gemv.config(_first(numbers), ignore),
+            awq_gemv.parse,
+            awq_gemv.refuses,
+        ),
+        Format(
+            "mlx",
+            "biases",
+            mlx.PARTS,
+            mlx.encode,
+            mlx.decode,
+            lambda numbers, ignore: mlx.config(_first(numbers)),
+            mlx.parse,
+            mlx.refuses,
+        ),
     )
 }
 
@@ -117,6 +137,8 @@ def format_of(config: Any) -> Format:
     Raises CheckpointError for one that soroq doesn't read.
     """
     method = config.get("quant_method") if isinstance(config, dict) else None
+    if isinstance(config, dict) and "quant_method" not in config and "group_size" in config:
+        return FORMATS["mlx"]  # names no method
     if method == "gptq":
         stored = config.get("checkpoint_format") or "gptq"
         names = {"gptq": "gptq", "gptq_v2": "gptq-v2"}
@@ -129,6 +151,9 @@ def format_of(config: Any) -> Format:
         return FORMATS["compressed-tensors"]
     if method not in ("compressed-tensors", "awq"):
         raise CheckpointError(
-            f"quant_method {method!r} is not readable; awq, compressed-tensors, gptq and soroq are"
+            f"quant_method {method!r} is not readable; awq, compressed-tensors, gptq, soroq and "
+            "mlx, which names none, are"
         )
+    if method == "awq" and str(config.get("version", "")).lower() == awq_gemv.VERSION:
+        return FORMATS["awq-gemv"]
     return FORMATS[str(method)]
