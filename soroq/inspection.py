@@ -9,6 +9,7 @@ from soroq.core.errors import CheckpointError
 from soroq.export.target import ExportManifest, read_export
 from soroq.io.checkpoint import open_stored
 from soroq.io.formats.registry import format_of
+from soroq.io.formats.serving import objections
 from soroq.io.writer import sha256_file
 from soroq.manifest import read_manifest
 from soroq.models.registry import ARCHITECTURES
@@ -63,6 +64,8 @@ def describe(source: str | Path) -> Description:
             group = "row" if args.group_size is None else args.group_size
             told += f", {args.bits} bits, group {group}"
         facts.append(("format", f"{quantization.get('quant_method')}, {told}"))
+        for server, reason in objections(quantization).items():
+            facts.append((server, reason or "opens it, by its rules"))
     directory = Path(checkpoint.path)
     manifest = read_manifest(directory) if directory.is_dir() else None
     if manifest is None:
