@@ -20,7 +20,7 @@ import vllm.platforms
 from vllm.platforms.interface import DeviceCapability, Platform, PlatformEnum
 
 
-class _Hopper(Platform):
+class _Hopper(Platform):  # type: ignore[misc]  # no types without vLLM
     _enum = PlatformEnum.UNSPECIFIED  # until all is imported: CUDA's imports want compiled code
     device_name, device_type = "cuda", "cpu"
 
@@ -55,7 +55,7 @@ CONFIGS = {"gptq": AutoGPTQConfig, "awq": auto_awq.AutoAWQConfig}
 
 def cases() -> list[tuple[str, QuantArgs, QuantArgs | None]]:
     """Return (name, weight numbers, activation numbers) of every scheme's numbers."""
-    found = []
+    found: list[tuple[str, QuantArgs, QuantArgs | None]] = []
     for symmetric in (False, True):
         for group in (16, 32, 64, 128, None):
             scheme = get_scheme("int4-rtn", group_size=group, symmetric=symmetric)
@@ -129,9 +129,10 @@ def check_awq_words() -> None:
     for name in ("qweight", "qzeros"):
         layer.register_parameter(name, torch.nn.Parameter(stored[f"m.{name}"], False))
     auto_awq._convert_awq_to_standard_format(layer, "qweight", "qzeros", 4)
+    qweight, qzeros = (layer.get_parameter(name).data.t() for name in ("qweight", "qzeros"))
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    codes = ((layer.qweight.data.t().unsqueeze(-1) >> shifts) & 15).reshape(N, K)
-    zeros = ((layer.qzeros.data.t().unsqueeze(-1) >> shifts) & 15).reshape(-1, N).t()
+    codes = ((qweight.unsqueeze(-1) >> shifts) & 15).reshape(N, K)
+    zeros = ((qzeros.unsqueeze(-1) >> shifts) & 15).reshape(-1, N).t()
     assert weight.zeros is not None
     if not torch.equal(codes - 8, weight.codes.int()):
         raise SystemExit("vLLM reads other codes than soroq wrote as AWQ")
