@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soroq.core.errors import CheckpointError
+from soroq.core.errors import CheckpointError, SchemeError
 from soroq.export.target import ExportManifest, read_export
 from soroq.io.checkpoint import open_stored
 from soroq.io.formats.registry import format_of
@@ -64,9 +64,9 @@ def describe(source: str | Path) -> Description:
             group = "row" if args.group_size is None else args.group_size
             told += f", {args.bits} bits, group {group}"
         facts.append(("format", f"{quantization.get('quant_method')}, {told}"))
-        for server, reason in objections(quantization).items():
-            facts.append((server, reason or "opens it, by its rules"))
     directory = Path(checkpoint.path)
+    if quantization and directory.is_dir():  # a GGUF's configuration is soroq's reading of it
+        facts += _servers(quantization)
     manifest = read_manifest(directory) if directory.is_dir() else None
     if manifest is None:
         return Description(str(checkpoint.path), facts, [])
@@ -86,6 +86,14 @@ def describe(source: str | Path) -> Description:
         told = f"{d['steps']} steps, divergence {d['kl_before']:.4f} to {d['kl_after']:.4f}"
         facts.append(("distilled", told + ("" if d["kept"] else "; not kept")))
     return Description(str(checkpoint.path), facts, manifest.layers)
+
+
+def _servers(quantization: dict[str, Any]) -> list[tuple[str, str]]:
+    try:
+        found = objections(quantization)
+    except (CheckpointError, SchemeError):  # numbers that soroq can't read, but describes
+        return []
+    return [(name, reason or "opens it, by its rules") for name, reason in found.items()]
 
 
 def _describe_export(folder: Path, manifest: ExportManifest) -> Description:

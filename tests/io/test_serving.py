@@ -85,3 +85,12 @@ def test_inspect_says_who_opens_a_checkpoint(tmp_path: Path) -> None:
     opens = dict(describe(tmp_path / "out").facts)
     assert opens["vLLM 0.33"] == opens["SGLang 0.5.23"] == "opens it, by its rules"
     assert "convert to awq" in dict(describe(tmp_path / "gptq").facts)["vLLM 0.33"]
+    # a GGUF file is no folder that they open, and numbers soroq can't read are still described
+    gguf = dict(describe(GOLDEN / "gguf" / "q4_0.gguf").facts)
+    assert "vLLM 0.33" not in gguf
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = 3
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    facts = dict(describe(tmp_path / "out").facts)
+    assert facts["format"] == "compressed-tensors, pack-quantized"
+    assert "vLLM 0.33" not in facts
