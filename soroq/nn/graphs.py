@@ -15,6 +15,9 @@ import torch
 
 CHECK_EVERY = 16  # tokens between two looks at whether all sequences have ended
 WARM_STEPS = 2  # that run before a step is captured, beyond the prompt
+# Columns of a cache: torch's attention with a mask copies masks whose rows aren't a multiple of 8
+# (torch 2.0: 16) elements, in every layer (aten/native/transformers/attention.cpp, preprocess_mask).
+ROOM = 16
 
 
 class GraphDecoder:
@@ -41,7 +44,8 @@ class GraphDecoder:
         self.device = next(iter(model.buffers())).device
         kinds = getattr(self.config, "layer_types", None)
         self._kinds = sorted(set(kinds)) if kinds else []
-        layers, room = self.config.num_hidden_layers, max_length + WARM_STEPS
+        layers = self.config.num_hidden_layers
+        room = -(-(max_length + WARM_STEPS) // ROOM) * ROOM
         self._layers: list[Any] = [StaticLayer(room) for _ in range(layers)]
         self._cache = Cache(layers=self._layers)
         new = {"dtype": torch.long, "device": self.device}

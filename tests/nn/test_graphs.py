@@ -1,9 +1,11 @@
 """Decoding in place, token by token what transformers' own generation says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soroq.loading import load
 from soroq.models.tiny import write_tiny_model
@@ -23,6 +25,37 @@ def test_the_same_tokens_as_generate(model_type: str, tmp_path: Path) -> None:
         )
         got = decoder.generate(prompt, max_new_tokens=30)  # beyond Gemma's window of 16
         torch.testing.assert_close(got, want[:, prompt.shape[1] :])
+
+
+# What waits for the device, or copies from the host's ordinary memory: neither can be captured.
+UNCAPTURABLE = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh")
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the name of every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "llama", "mistral", "qwen2", "qwen3"])
+def test_a_step_asks_nothing_of_the_host(model_type: str, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "base", model_type)
+    decoder = GraphDecoder(load(tmp_path / "base"), max_length=48, batch=2)
+    decoder.start(PROMPT)
+    with _Recorder() as recorder:
+        decoder.step()
+    assert "index_copy_" in recorder.names and "argmax" in recorder.names
+    assert not set(recorder.names) & set(UNCAPTURABLE)
+    with _Recorder() as recorder:  # the recorder does see what it looks for
+        int(decoder.position)
+        torch.tensor(1.0)
+    assert {"_local_scalar_dense", "lift_fresh"} <= set(recorder.names)
 
 
 def test_it_stops_where_a_sequence_ends(tmp_path: Path) -> None:
