@@ -296,14 +296,79 @@ def matmul_fp8(
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
+def round_rows(
+    x: torch.Tensor,
+    *,
+    producer: str = "plain",
+    other: torch.Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 1.0,
+    group_size: int | None = None,
+    scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a producer makes of x (M, K) as float8_e4m3fn codes (M, K), and their scales.
+
+    producer: "plain", x itself; "norm", x / rms(x) · (offset + other (K,)) with `eps`; "geglu" and
+    "swiglu", gelu(x), tanh form, or silu(x) · other (M, K). Scales float32: (M, 1), with group_size
+    (M, ⌈K / group_size⌉), or `scale` (one element, excludes group_size) as it is.
+    Raises ValueError when `other` is missing or of another shape.
+    """
+    shapes = {"plain": None, "norm": x.shape[1:], "geglu": x.shape, "swiglu": x.shape}
+    if producer not in shapes or (None if other is None else other.shape) != shapes[producer]:
+        given = None if other is None else tuple(other.shape)
+        raise ValueError(f"round_rows: {producer!r} can't be made of {tuple(x.shape)} and {given}")
+    M, K = x.shape
+    kernel, _ = choose(
+        "round_rows",
+        M=M,
+        N=K,
+        K=K,
+        group_size=group_size,
+        symmetric=True,
+        dtype=x.dtype,
+        device=x.device,
+        grad=_needs_grad(x),
+    )
+    found: tuple[torch.Tensor, torch.Tensor] = _resolve(kernel.function)(
+        x,
+        producer=producer,
+        other=other,
+        eps=eps,
+        offset=offset,
+        group_size=group_size,
+        scale=scale,
+    )
+    return found
+
+
+def matmul_rounded(
+    codes: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    block: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Return y (…, N) = x̂ (…, K) · Wᵀ in `dtype`, with x̂ = codes · x_scales of `round_rows`.
+
+    As `matmul_fp8`, but x was rounded by who made it.
+    """
+    flat, kernel = _choose_float8("matmul_rounded", codes, weight, scales, block, dtype)
+    run = _resolve(kernel.function)
+    y: torch.Tensor = run(flat, x_scales, weight, scales, dtype=dtype, block=block)
+    return y.view(*codes.shape[:-1], weight.shape[0])
+
+
 def _choose_float8(
     op: str,
     x: torch.Tensor,
     weight: torch.Tensor,
     scales: torch.Tensor,
     block: tuple[int, int] | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, Kernel]:
-    """Check the shapes; return x as (M, K) and the kernel."""
+    """Check the shapes; return x as (M, K) and the kernel. dtype: y's, if it isn't x's."""
     if weight.dtype != torch.float8_e4m3fn or weight.dim() != 2:
         raise ValueError(
             f"{op}: weight is {weight.dtype} {tuple(weight.shape)}, must be float8_e4m3fn (N, K)"
@@ -323,7 +388,7 @@ def _choose_float8(
         K=K,
         group_size=block[1] if block else None,
         symmetric=True,
-        dtype=x.dtype,
+        dtype=dtype or x.dtype,
         device=x.device,
         grad=_needs_grad(x),
     )

@@ -112,7 +112,7 @@ KERNELS: dict[str, Kernel] = {
                 priority=priority,
                 function=f"{module}:{op}",
             )
-            for op in ("matmul_w8_float", "matmul_fp8")
+            for op in ("matmul_w8_float", "matmul_fp8", "matmul_rounded", "round_rows")
             for kind, floats, device, predicate, priority, module in (
                 ("triton", _HALVES, "cuda", _CAN_USE_FLOAT8, 10, "soroq.kernels.triton.fp8_ops"),
                 ("reference", _FLOATS, "any", _ANYTHING, 0, "soroq.kernels.reference.fp8"),

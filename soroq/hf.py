@@ -37,6 +37,7 @@ from soroq.kernels.panels import is_built
 from soroq.loading import place_packed
 from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
+from soroq.nn.rounded import fuse_rounding
 from soroq.nn.tiled import put, tile_model
 
 METHOD = "soroq"
@@ -201,8 +202,9 @@ class SoroqQuantizer(HfQuantizer):
                 model, path, stored, module, old.shape, bias=bias, dtype=dtype, precision=precision
             )
         if on_gpu:
-            groups = self._layout.architecture.linear_groups
-            tile_model(model, groups, dtype, decoder=self._decoder)
+            known = self._layout.architecture
+            tile_model(model, known.linear_groups, dtype, decoder=self._decoder)
+            fuse_rounding(model, known.norms, offset=known.norm_offset, decoder=self._decoder)
             nn.Module.to(model, device)
         if stored.format.name != COMPRESSED:
             numbers = {module: stored.arguments(module) for module in self._paths}

@@ -29,6 +29,7 @@ from soroq.models.runner import build_skeleton
 from soroq.nn.late import LateEmbedding, LateLinear
 from soroq.nn.linear import PackedEmbedding, PackedLinear, RoundedLinear
 from soroq.nn.panels import PanelEmbedding, PanelLinear
+from soroq.nn.rounded import fuse_rounding
 from soroq.nn.tiled import put, tile_model
 
 
@@ -48,10 +49,10 @@ def load(
     them to `dtype`. late: keep all matrices as they are stored and convert them to `dtype` whenever
     they are used (soroq.nn.late); for evaluation in little memory. On a GPU packed int4 and int8
     weights lie in tiles, and an MLP's and an attention's products are fused where all parts are
-    alike (soroq.nn.tiled). On a CPU they lie in panels (soroq.nn.panels), if soroq._cpu is built,
-    and `precision` says what activations are multiplied as: "exact", "int16" or "int8"; None keeps
-    the stored words. Raises CheckpointError when tensors are missing or of another shape than
-    config.json says.
+    alike (soroq.nn.tiled); norms round for float8 products (soroq.nn.rounded). On a CPU they lie in
+    panels (soroq.nn.panels), if soroq._cpu is built, and `precision` says what activations are
+    multiplied as: "exact", "int16" or "int8"; None keeps the stored words. Raises CheckpointError
+    when tensors are missing or of another shape than config.json says.
     """
     tiled = torch.device(device).type != "cpu"
     if dtype is None:
@@ -103,6 +104,7 @@ def load(
     _generation_config(model, checkpoint)
     if tiled and packed:
         tile_model(model, layout.architecture.linear_groups, dtype)
+        fuse_rounding(model, layout.architecture.norms, offset=layout.architecture.norm_offset)
     return model.to(device).requires_grad_(False).eval()
 
 

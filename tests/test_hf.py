@@ -24,7 +24,8 @@ from soroq.methods.rtn import quantize_rtn
 from soroq.models.tiny import write_tiny_model
 from soroq.nn.linear import PackedLinear
 from soroq.nn.panels import PanelLinear
-from soroq.nn.tiled import TiledEmbedding, TiledGeGLU, TiledPart
+from soroq.nn.rounded import RoundedGLU, RoundedNorm
+from soroq.nn.tiled import StackedPart, TiledEmbedding, TiledGeGLU
 from soroq.pipeline.convert import convert
 from soroq.pipeline.run import quantize
 
@@ -145,7 +146,20 @@ def test_on_a_gpu_weights_lie_in_tiles_and_are_saved_as_they_were(
     model = _open(out)
     kinds = {type(module) for module in model.modules()}
     gemma = model_type == "gemma3_text"
-    assert TiledPart in kinds and (TiledGeGLU in kinds) == (TiledEmbedding in kinds) == gemma
+    assert StackedPart in kinds and (TiledGeGLU in kinds) == (TiledEmbedding in kinds) == gemma
+    torch.testing.assert_close(_logits(model), _logits(load(out)), rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path / "again")
+    monkeypatch.undo()
+    assert torch.equal(_logits(_open(tmp_path / "again")), _logits(load(out)))
+
+
+def test_on_a_gpu_norms_round_and_float8_is_saved_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _quantized(tmp_path, "gemma3_text", "fp8-rtn")
+    monkeypatch.setattr(soroq.hf, "runs_in_tiles", lambda device: True)
+    model = _open(out)
+    assert {RoundedNorm, RoundedGLU, StackedPart} <= {type(module) for module in model.modules()}
     torch.testing.assert_close(_logits(model), _logits(load(out)), rtol=1e-4, atol=1e-4)
     model.save_pretrained(tmp_path / "again")
     monkeypatch.undo()

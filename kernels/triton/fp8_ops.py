@@ -14,6 +14,8 @@ from soroq.kernels.triton.matmul_tiles import INTERPRETED
 from soroq.kernels.triton.ops import device_facts
 from soroq.kernels.triton.quantize_fp8 import quantize_rows
 
+round_rows = quantize_rows  # what dispatch asks for
+
 FEW = 64  # rows of x that one block of the first kernel takes
 DENSE_M = 256  # from here on float8 weights for other activations are dequantized once
 
@@ -49,19 +51,27 @@ def _matmul_fp8(
     scales: torch.Tensor,
     act_scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    M, (N, K) = x.shape[0], weight.shape
-    y = x.new_empty(M, N)
+    blocks = scales.shape != (weight.shape[0], 1)
+    codes, x_scales = quantize_rows(x, group_size=128 if blocks else None, scale=act_scale)
+    return _matmul_rounded(codes, x_scales, weight, scales, x.dtype)
+
+
+def _matmul_rounded(
+    codes: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    M, (N, K) = codes.shape[0], weight.shape
+    y = torch.empty(M, N, dtype=dtype, device=codes.device)
     if M == 0:
         return y
-    blocks = scales.shape != (N, 1)
-    codes, x_scales = quantize_rows(
-        x.contiguous(), group_size=128 if blocks else None, scale=act_scale
-    )
     if M <= FEW or N % 16 or K % 16:
         few(codes, weight, x_scales, scales, y)
         return y
-    launch = rule_many(device_facts(x.device)[1], M, N)
-    if blocks:
+    launch = rule_many(device_facts(codes.device)[1], M, N)
+    if scales.shape != (N, 1):
         launch = replace(launch, block_n=128, flatten=False)
     run_many(codes, weight, x_scales, scales, y, launch)
     return y
@@ -84,9 +94,14 @@ def few(
 _library = torch.library.Library("soroq", "FRAGMENT")
 _library.define("matmul_w8_float(Tensor x, Tensor weight, Tensor scales) -> Tensor")
 _library.define("matmul_fp8(Tensor x, Tensor weight, Tensor scales, Tensor? act_scale) -> Tensor")
+_library.define(
+    "matmul_rounded(Tensor codes, Tensor x_scales, Tensor weight, Tensor scales, ScalarType dtype)"
+    " -> Tensor"
+)
 _KEY = "CompositeExplicitAutograd" if INTERPRETED else "CUDA"
 _library.impl("matmul_w8_float", _matmul_w8, _KEY)
 _library.impl("matmul_fp8", _matmul_fp8, _KEY)
+_library.impl("matmul_rounded", _matmul_rounded, _KEY)
 
 
 @torch.library.register_fake("soroq::matmul_w8_float", lib=_library)
@@ -102,6 +117,17 @@ def _fake_fp8(
     act_scale: torch.Tensor | None,
 ) -> torch.Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("soroq::matmul_rounded", lib=_library)
+def _fake_rounded(
+    codes: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
 
 
 def matmul_w8_float(
@@ -129,6 +155,20 @@ def matmul_fp8(
 ) -> torch.Tensor:
     """Return y (M, N) = x̂ · Wᵀ; see `soroq.kernels.dispatch`. `block` shows in scales' shape."""
     y: torch.Tensor = torch.ops.soroq.matmul_fp8(x, weight, scales, act_scale)
+    return y
+
+
+def matmul_rounded(
+    codes: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    block: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Return y (M, N) = x̂ · Wᵀ; see `soroq.kernels.dispatch`. `block` shows in scales' shape."""
+    y: torch.Tensor = torch.ops.soroq.matmul_rounded(codes, x_scales, weight, scales, dtype)
     return y
 
 

@@ -1,4 +1,4 @@
-"""Rows rounded to float8 in the launch that makes them: plain, behind an RMSNorm, behind a GeGLU.
+"""Rows rounded to float8 in the launch that makes them: plain, behind an RMSNorm, behind a GLU.
 
 One program has a whole row in registers, so its largest element costs no second pass. What comes
 out is what the separate steps give: values are rounded to x's dtype, then to float8.
@@ -14,7 +14,7 @@ from soroq.kernels.triton.matmul_tiles import INTERPRETED, gelu_tanh
 
 FP8_MAX = 448.0
 _TINY = 1e-12  # a row of zeros gets this as its largest magnitude, and stays zeros
-Producer = Literal["plain", "norm", "geglu"]
+Producer = Literal["plain", "norm", "geglu", "swiglu"]
 
 
 @triton.jit
@@ -36,6 +36,7 @@ def quantize_rows_kernel(
     codes,
     scales,
     eps,
+    stride,
     K: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -48,20 +49,24 @@ def quantize_rows_kernel(
 ):
     """Round one row of (M, K). other: the norm's weight (K,), or the up projection (M, K).
 
-    GROUP: elements that share a scale, BLOCK for all of the row. OFFSET: what the norm's weight is
-    added to (Gemma: 1).
+    stride: from one row of x, and of the up projection, to the next. GROUP: elements that share a
+    scale, BLOCK for all of the row. OFFSET: what the norm's weight is added to (Gemma: 1).
     """
     dtype: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     inside = k < K
-    v = tl.load(x + row * K + k, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(x + row * stride + k, mask=inside, other=0.0).to(tl.float32)
     if PRODUCER == "norm":
         weight = tl.load(other + k, mask=inside, other=0.0).to(tl.float32)
-        v = v * tl.rsqrt(tl.sum(v * v) / K + eps) * (weight + OFFSET)
-    if PRODUCER == "geglu":
-        up = tl.load(other + row * K + k, mask=inside, other=0.0).to(tl.float32)
-        v = gelu_tanh(v).to(dtype).to(tl.float32) * up
+        v = v * tl.rsqrt(tl.sum(v * v) / K + eps)
+        if OFFSET == 0:  # Llama's modules round here, Gemma's only at the end
+            v = v.to(dtype).to(tl.float32)
+        v = v * (weight + OFFSET)
+    if PRODUCER == "geglu" or PRODUCER == "swiglu":
+        up = tl.load(other + row * stride + k, mask=inside, other=0.0).to(tl.float32)
+        gate = gelu_tanh(v) if PRODUCER == "geglu" else v * tl.sigmoid(v)
+        v = gate.to(dtype).to(tl.float32) * up
     v = v.to(dtype).to(tl.float32)
     if FIXED:
         scale = tl.load(fixed)
@@ -91,11 +96,15 @@ def quantize_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float8_e4m3fn (M, K) and the float32 scales that it is to be multiplied by.
 
-    x (M, K) contiguous. producer: 'plain'; 'norm', x / rms(x) · (offset + other (K,)) with `eps`;
-    'geglu', gelu(x) · other (M, K), tanh form. Scales: (M, 1), (M, ⌈K / group_size⌉), or the given
-    `scale` (one element).
+    x (M, K), each row in one piece. producer: 'plain'; 'norm', x / rms(x) · (offset + other (K,))
+    with `eps`; 'geglu' and 'swiglu', gelu(x), tanh form, or silu(x) · other (M, K). Scales: (M, 1),
+    (M, ⌈K / group_size⌉), or the given `scale` (one element).
     """
     M, K = x.shape
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    if other is not None and other.dim() == 2 and other.stride() != x.stride():
+        x, other = x.contiguous(), other.contiguous()
     block = max(16, triton.next_power_of_2(K))
     codes = torch.empty(M, K, dtype=torch.float8_e4m3fn, device=x.device)
     group = block if group_size is None else group_size
@@ -111,6 +120,7 @@ def quantize_rows(
             codes,
             scales,
             eps,
+            x.stride(0),
             K=K,
             BLOCK=block,
             GROUP=group,

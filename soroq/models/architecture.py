@@ -43,6 +43,11 @@ class Architecture:
     def linears(self) -> tuple[str, ...]:
         return tuple(path for group in self.linear_groups for path in group)
 
+    @property
+    def norms(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Each norm that linears read, and all that do."""
+        return tuple((edge.source, edge.targets) for edge in self.edges if edge.kind == "norm")
+
 
 def context_length(config: dict[str, Any]) -> int | None:
     """Return how many tokens a model was made for, as its config.json says; None if it doesn't."""

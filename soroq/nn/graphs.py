@@ -15,8 +15,8 @@ import torch
 
 CHECK_EVERY = 16  # tokens between two looks at whether all sequences have ended
 WARM_STEPS = 2  # that run before a step is captured, beyond the prompt
-# Columns of a cache: torch's attention with a mask copies masks whose rows aren't a multiple of 8
-# (torch 2.0: 16) elements, in every layer (aten/native/transformers/attention.cpp, preprocess_mask).
+# Columns come in sixteens: torch's attention copies a mask of other rows than multiples of 8 (2.0:
+# 16) elements, in every layer (aten/native/transformers/attention.cpp, preprocess_mask).
 ROOM = 16
 
 

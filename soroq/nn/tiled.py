@@ -106,33 +106,23 @@ class TiledGeGLU(nn.Module):
         return hidden
 
 
-class TiledStack(nn.Module):
+class StackedLinears(nn.Module):
     """Several linears of one input as one product: q, k and v in one launch instead of three.
 
-    `parts` are modules to put in the linears' places. The first one called with an input multiplies
-    for all, the others take their columns; the last one in order lets the result go.
+    linear: all of them, rows one behind the other; widths: rows of each. `parts` are modules to put
+    in the linears' places. The first one called with an input multiplies for all, the others take
+    their columns; the last one in order lets the result go.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[QuantizedTensor],
-        biases: Sequence[torch.Tensor | None],
-        *,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, linear: nn.Module, widths: Sequence[int]) -> None:
         super().__init__()
-        bias = None
-        if any(b is not None for b in biases):
-            pairs = zip(biases, weights, strict=True)
-            bias = torch.cat([torch.zeros(w.shape[0]) if b is None else b for b, w in pairs])
-        self.linear = TiledLinear(stack_rows(weights), bias=bias, dtype=dtype)
+        self.linear, self._widths = linear, list(widths)
         self._x: torch.Tensor | None = None
         self._y: torch.Tensor | None = None
-        self._widths = [weight.shape[0] for weight in weights]
 
-    def parts(self) -> list["TiledPart"]:
+    def parts(self) -> list["StackedPart"]:
         """Return the modules that stand for the linears; the first one owns this stack."""
-        return [TiledPart(self, index, owner=index == 0) for index in range(len(self._widths))]
+        return [StackedPart(self, index, owner=index == 0) for index in range(len(self._widths))]
 
     def columns(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """Return part `index` of the product with x (…, K), a view of all of it."""
@@ -145,10 +135,10 @@ class TiledStack(nn.Module):
         return y
 
 
-class TiledPart(nn.Module):
-    """One linear of a TiledStack."""
+class StackedPart(nn.Module):
+    """One linear of a StackedLinears."""
 
-    def __init__(self, stack: TiledStack, index: int, *, owner: bool) -> None:
+    def __init__(self, stack: StackedLinears, index: int, *, owner: bool) -> None:
         super().__init__()
         if owner:
             self.stack = stack  # a submodule: moves with .to() and lies in the state
@@ -157,8 +147,26 @@ class TiledPart(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return y (…, N) for x (…, K)."""
-        stack: TiledStack = self._stack  # type: ignore[assignment]
+        stack: StackedLinears = self._stack  # type: ignore[assignment]
         return stack.columns(x, self._index)
+
+
+class TiledStack(StackedLinears):
+    """Linears of one input whose weights lie in tiles, one behind the other."""
+
+    def __init__(
+        self,
+        weights: Sequence[QuantizedTensor],
+        biases: Sequence[torch.Tensor | None],
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        bias = None
+        if any(b is not None for b in biases):
+            pairs = zip(biases, weights, strict=True)
+            bias = torch.cat([torch.zeros(w.shape[0]) if b is None else b for b, w in pairs])
+        linear = TiledLinear(stack_rows(weights), bias=bias, dtype=dtype)
+        super().__init__(linear, [weight.shape[0] for weight in weights])
 
 
 def tile_model(

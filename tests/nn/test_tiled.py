@@ -13,7 +13,7 @@ from soroq.loading import load
 from soroq.methods.rtn import quantize_rtn
 from soroq.models.registry import ARCHITECTURES
 from soroq.models.tiny import write_tiny_model
-from soroq.nn.tiled import TiledEmbedding, TiledGeGLU, TiledLinear, TiledPart, tile_model
+from soroq.nn.tiled import StackedPart, TiledEmbedding, TiledGeGLU, TiledLinear, tile_model
 from soroq.pipeline.run import quantize
 
 IDS = torch.randint(4, 260, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def test_tiles_change_nothing(model_type: str, name: str, tmp_path: Path) -> Non
     kinds = [type(module) for module in model.modules()]
     gemma = model_type == "gemma3_text"
     assert kinds.count(TiledGeGLU) == (3 if gemma else 0)
-    assert kinds.count(TiledPart) == (9 if gemma else 15)  # q, k, v, and gate, up without a GELU
+    assert kinds.count(StackedPart) == (9 if gemma else 15)  # q, k, v, and gate, up without a GELU
     assert kinds.count(TiledEmbedding) == int(gemma)
     assert "PackedLinear" not in {kind.__name__ for kind in kinds}
     assert len({id(p) for p in model.state_dict().values()}) >= 3 * 4 * 2

@@ -4,6 +4,7 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted
 """
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,20 @@ if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
 
+from soroq.core.recipe import Recipe
+from soroq.core.schemes import get_scheme
+from soroq.kernels import dispatch
 from soroq.kernels.reference import fp8 as reference
+from soroq.kernels.registry import KERNELS
 from soroq.kernels.triton import fp8_ops
 from soroq.kernels.triton.config import Config
 from soroq.kernels.triton.matmul_fp8 import Many, run_few, run_many
 from soroq.kernels.triton.quantize_fp8 import Producer, quantize_rows
+from soroq.loading import load
+from soroq.models.registry import ARCHITECTURES
+from soroq.models.tiny import write_tiny_model
+from soroq.nn.rounded import RoundedGLU, fuse_rounding
+from soroq.pipeline.run import quantize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16 = torch.bfloat16
@@ -86,6 +96,50 @@ def test_rows_are_rounded_as_the_reference_does(K: int, group: int | None) -> No
     wanted = reference.quantize_tokens(x, group_size=group)
     # a GPU's division and the CPU's may differ in a scale's last bit
     torch.testing.assert_close(back.cpu(), wanted, rtol=1e-6 if DEVICE == "cpu" else 0.07, atol=0)
+
+
+@pytest.mark.parametrize("group", [None, 128])
+@pytest.mark.parametrize("K", [96, 300, 640])
+@pytest.mark.parametrize("kind", ["gemma norm", "llama norm", "geglu", "swiglu"])
+def test_producers_round_what_the_modules_make(kind: str, K: int, group: int | None) -> None:
+    generator = torch.Generator().manual_seed(K)
+    both = torch.randn(5, 2 * K, generator=generator).to(torch.float16)
+    x, other = both.chunk(2, 1)  # rows apart, as a product of gate and up leaves them
+    producer: Producer = "norm"
+    if "glu" in kind:
+        producer = "geglu" if kind == "geglu" else "swiglu"
+    else:
+        other = other[0] * 0.1
+    options = {"eps": 1e-6, "offset": float(kind == "gemma norm"), "group_size": group}
+    codes, scales = quantize_rows(
+        both.to(DEVICE)[:, :K], producer=producer, other=other.to(DEVICE), **options
+    )
+    wanted, wanted_scales = reference.round_rows(x, producer=producer, other=other, **options)
+    torch.testing.assert_close(scales.cpu(), wanted_scales, rtol=2e-3, atol=0)  # an ulp of float16
+    far = (codes.cpu().float() - wanted.float()).abs() > 0
+    assert far.float().mean() < 0.02  # at the edge between two codes
+    torch.testing.assert_close(codes.cpu().float(), wanted.float(), rtol=0.13, atol=2**-8)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "llama"])
+def test_a_model_says_the_same_when_norms_round(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_model(tmp_path / "base", model_type)
+    recipe = Recipe(get_scheme("fp8-rtn"))
+    quantize(tmp_path / "base", tmp_path / "out", recipe=recipe, calibration=None)
+    model = load(tmp_path / "out", precision=None, dtype=torch.float16).to(DEVICE)
+    ids = torch.arange(4, 9, device=DEVICE)[None]
+    # the kernels on a CPU too
+    monkeypatch.setattr(dispatch, "_choose", lambda p: (KERNELS[f"{p.op}_triton"], ""))
+    known = ARCHITECTURES[model_type]
+    with torch.no_grad():
+        apart = model(ids).logits
+        fuse_rounding(model, known.norms, offset=known.norm_offset)
+        fused = model(ids).logits
+    # the kernel's norm and torch's differ in last bits, and now and then by a step of float8
+    assert float((fused - apart).norm() / apart.norm()) < 0.03
+    assert any(isinstance(module, RoundedGLU) for module in model.modules())
 
 
 @pytest.mark.parametrize("producer", ["norm", "geglu"])
