@@ -59,14 +59,15 @@ class RoundedNorm(nn.Module):
         self._made = shaped, scales, x.dtype
         return shaped
 
-    def last(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.dtype]:
-        """Return the scales of the codes made last, and the dtype of what they were made from.
+    def take(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.dtype]:
+        """Return, once, the scales of the codes made last and the dtype they were made from.
 
         Raises RuntimeError when `codes` are others: something stands between norm and linear.
         """
-        if self._made is None or self._made[0] is not codes:
+        made, self._made = self._made, None  # a prompt's codes aren't kept until the next one
+        if made is None or made[0] is not codes:
             raise RuntimeError("the input of a fused float8 linear is not its norm's last output")
-        return self._made[1:]
+        return made[1:]
 
 
 class RoundedProduct(nn.Module):
@@ -105,7 +106,7 @@ class RoundedRowsLinear(nn.Module):
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Return y (…, N) for the norm's codes (…, K)."""
         norm: RoundedNorm = self._norm  # type: ignore[assignment]
-        y: torch.Tensor = self.product(codes, *norm.last(codes))
+        y: torch.Tensor = self.product(codes, *norm.take(codes))
         return y
 
 

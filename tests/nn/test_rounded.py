@@ -61,6 +61,8 @@ def test_fusing_changes_nothing(model_type: str, rounding: str, tmp_path: Path) 
     assert (_count(fused, StackedPart), _count(fused, PackedLinear)) == (9, 3)  # o_proj rounds
     with torch.no_grad():
         torch.testing.assert_close(fused(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
+    norms = [module for module in fused.modules() if isinstance(module, RoundedNorm)]
+    assert all(norm._made is None for norm in norms)  # nothing of a prompt stays in memory
 
 
 def test_in_bfloat16_too(tmp_path: Path) -> None:
