@@ -5,7 +5,7 @@
 #
 # Variables: PYTHON (default: the first Python 3.11 or newer that can build the extension),
 # TORCH (the requirement to install), TORCH_INDEX (index with CPU wheels of torch, if pip's own
-# has none), PYTEST_ARGS.
+# has none), PYTEST_ARGS, TRAIN_ARGS (of `soroq train demo`: --text tg=FILE, …).
 
 SHELL := /bin/bash
 VENV := .venv
@@ -69,7 +69,7 @@ demo: setup
 	$(BIN)/soroq demo
 
 train-demo: setup
-	$(BIN)/soroq train demo
+	$(BIN)/soroq train demo $(TRAIN_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -112,9 +112,21 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="A folder for all of it.")] = Path(
         "train-demo"
     ),
-    steps: Annotated[int, typer.Option(help="Steps of pretraining and of tuning.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="Of pretraining; tuning: a quarter.", min=1)] = 16,
+    text: Annotated[
+        list[str] | None, typer.Option(help="LANGUAGE=FILE to learn from; default: built-in.")
+    ] = None,
+    chat: Annotated[
+        list[Path] | None, typer.Option(help="Conversations to tune on; default: built-in.")
+    ] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="LANGUAGE=FILE to check on; default: built-in.")
+    ] = None,
+    windows: Annotated[int, typer.Option(help="Of a language that are checked.", min=1)] = 6,
 ) -> None:
-    """Pretrain and tune the real Gemma 3 270M for a few steps, then quantize the result."""
-    from soroq.commands.train import run_train_demo
+    """Corpus, pretraining, tuning, quantize and check of the real Gemma 3 270M, in minutes."""
+    from soroq.commands.check import parse_files
+    from soroq.commands.train_demo import DemoRequest, run_train_demo
 
-    run_train_demo(out, steps)
+    texts, checked = parse_files(text or (), "--text"), parse_files(valid or (), "--valid")
+    run_train_demo(DemoRequest(out, steps, texts, tuple(chat or ()), checked, windows))

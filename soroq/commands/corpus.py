@@ -8,6 +8,7 @@ from pathlib import Path
 
 from soroq import console
 from soroq.core.errors import CalibrationError
+from soroq.train.corpus.build import Request
 
 
 def parse_texts(texts: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
@@ -31,12 +32,17 @@ def run_corpus(
     seed: int,
     resume: bool,
 ) -> None:
-    """Build a corpus with the share done and the time left on the terminal."""
+    """Build a corpus as typed; print what is in it."""
+    request = Request(parse_texts(texts), benchmarks, valid_share, license, seed)
+    build_corpus(request, out, model, resume)
+
+
+def build_corpus(request: Request, out: Path, model: str, resume: bool) -> None:
+    """Build a corpus with the share done and the time left on the terminal; print its sizes."""
     from soroq.loading import load_tokenizer
-    from soroq.train.corpus.build import Request, build
+    from soroq.train.corpus.build import build
     from soroq.train.corpus.shards import read_corpus
 
-    request = Request(parse_texts(texts), benchmarks, valid_share, license, seed)
     started = time.monotonic()
 
     def show(done: int, total: int, what: str) -> None:

@@ -37,27 +37,27 @@ class QuantizeRequest:
     """The options of `soroq quantize`, as typed."""
 
     model: str
-    out: Path | None
-    scheme: str
-    group_size: str
-    symmetric: bool | None
-    overrides: tuple[str, ...]
-    skips: tuple[str, ...]
-    embed: str
-    calib: str
-    mix: str
-    samples: int
-    seq_len: int
-    seed: int
-    damp: float
-    distill: bool | None
-    budget: Budget | None
-    backend: str
-    backend_python: Path | None
-    format_name: str
-    dry_run: bool
-    resume: bool
-    json_out: bool
+    out: Path | None = None
+    scheme: str = "int4"
+    group_size: str = ""
+    symmetric: bool | None = None
+    overrides: tuple[str, ...] = ()
+    skips: tuple[str, ...] = ()
+    embed: str = "none"
+    calib: str = "builtin"
+    mix: str = ""
+    samples: int = 128
+    seq_len: int = 512
+    seed: int = 0
+    damp: float = 0.01
+    distill: bool | None = None
+    budget: Budget | None = None
+    backend: str = ""
+    backend_python: Path | None = None
+    format_name: str = OWN_FORMAT
+    dry_run: bool = False
+    resume: bool = False
+    json_out: bool = False
 
     def recipe(self) -> Recipe:
         """Return the resolved recipe. Raises SchemeError for options that don't fit."""

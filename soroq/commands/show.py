@@ -133,41 +133,20 @@ def find_device(name: str) -> Any:
     return device
 
 
+DEMO = "gemma3-270m"
 DEMO_PROMPTS = ("Душанбе пойтахти", "Дар мактаб хонандагон", "Тоҷикистон кишварест, ки")
 
 
 def run_demo(out: Path, scheme: str, samples: int, windows: int) -> None:
     started = time.monotonic()
     say = console.out.print
-    request = QuantizeRequest(
-        "gemma3-270m",
-        out,
-        scheme,
-        "",
-        None,
-        (),
-        (),
-        "none",
-        "builtin",
-        "",
-        samples,
-        512,
-        0,
-        0.01,
-        None,
-        None,
-        "",
-        None,
-        "compressed-tensors",
-        False,
-        out.with_name(out.name + ".partial").exists(),
-        False,
-    )
+    unfinished = out.with_name(out.name + ".partial").exists()
+    request = QuantizeRequest(DEMO, out, scheme, samples=samples, resume=unfinished)
     if not (out / "soroq.json").is_file():
-        say(f"1. soroq quantize gemma3-270m --scheme {scheme} --samples {samples} -o {out}")
+        say(f"1. soroq quantize {DEMO} --scheme {scheme} --samples {samples} -o {out}")
         quantize_to(request, request.recipe(), out)
-    say(f"2. soroq check gemma3-270m {out} --windows {windows}")
-    run_check(CheckRequest("gemma3-270m", str(out), windows=windows), Outputs())
+    say(f"2. soroq check {DEMO} {out} --windows {windows}")
+    run_check(CheckRequest(DEMO, str(out), windows=windows), Outputs())
     say("3. soroq generate")
     for prompt in DEMO_PROMPTS:
         sys.stdout.write(f"> {prompt}")

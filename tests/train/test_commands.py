@@ -2,13 +2,15 @@
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from soroq import cli
-from soroq.commands.train import run_train_demo
+from soroq.calib.sources import builtin_documents
+from soroq.commands.train_demo import DemoRequest, run_train_demo
 from soroq.loading import load_tokenizer
 
 
@@ -111,19 +113,47 @@ def test_an_interrupt_says_how_to_go_on(
     assert _soroq(monkeypatch, *given) == 0
 
 
-def test_the_demo_pretrains_tunes_and_quantizes(
+def test_the_demo_goes_from_text_to_a_checked_quantized_model(
     chat: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_train_demo(tmp_path, 2, str(chat.model))
-    for name in ("pretrained", "tuned", "tuned-int8"):
-        assert (tmp_path / name / "model.safetensors").is_file(), name
-    assert (tmp_path / "tuned" / "adapter" / "adapter_config.json").is_file()
-    assert (tmp_path / "tuned-int8" / "soroq.json").is_file()
-    assert load_tokenizer(tmp_path / "tuned-int8").chat_template
-    shown = capsys.readouterr()
-    assert "step 2: en " in shown.out
-    run_train_demo(tmp_path, 2, str(chat.model))  # what is there is kept
+    valid = {"tg": _passages(tmp_path / "valid.jsonl", "check")}
+    request = DemoRequest(
+        tmp_path,
+        steps=8,
+        texts={"tg": _passages(tmp_path / "tg.jsonl", "calib")},
+        valid=valid,
+        windows=2,
+        model=str(chat.model),
+        seq_len=192,
+        batch=2,
+        group_size="64",
+    )
+    run_train_demo(request)
+    card = json.loads((tmp_path / "corpus" / "corpus.json").read_text())
+    languages = {source["source"]: source["language"] for source in card["sources"]}
+    assert languages["mine"] == "tg" and languages["built-in, essay"] == "en"  # not given: built-in
+    for name in ("pretrained", "tuned"):
+        assert (tmp_path / name / "adapter" / "adapter_config.json").is_file(), name
+        assert set(json.loads((tmp_path / name / "soroq-train.json").read_text())["validation"])
+    assert load_tokenizer(tmp_path / "tuned-int4-gptq").chat_template
+    trained, quantized = (
+        json.loads((tmp_path / f"check-{what}.json").read_text())
+        for what in ("trained", "quantized")
+    )
+    assert trained["quant"] == quantized["base"] == str(tmp_path / "tuned")
+    assert [text["name"] for text in trained["texts"]] == ["tg"]
+    assert "pretrained: validation loss" in capsys.readouterr().out
+    run_train_demo(request)  # what is there is kept
     assert "tokens/s" not in capsys.readouterr().err
+
+
+def _passages(path: Path, split: Literal["calib", "check"]) -> Path:
+    rows = [
+        json.dumps({"text": document.plain, "source": "mine"}) + "\n"
+        for document in islice(builtin_documents("tg", split), 40)
+    ]
+    path.write_text("".join(rows))
+    return path
 
 
 def test_teacher_data_tells_what_became_of_every_answer(
