@@ -63,8 +63,6 @@ def qat(config: Config, out: Path, tokenizer: Any, *, resume: bool, listen: List
 def _subject(
     config: Config, start: Checkpoint, original: Checkpoint, data: Data, world: World
 ) -> Subject:
-    if world.size > 1:
-        raise SchemeError("qat runs in one process; start it without torchrun")
     compute = compute_dtype(config.train.compute, world.device)
     model = build_student(start, original)
     teacher = build_model(original, compute).eval().requires_grad_(False).to(world.device)

@@ -112,7 +112,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="A folder for all of it.")] = Path(
         "train-demo"
     ),
-    steps: Annotated[int, typer.Option(help="Of pretraining; tuning: a quarter.", min=1)] = 16,
+    steps: Annotated[int, typer.Option(help="Of pretraining; tuning: a sixth.", min=1)] = 24,
     text: Annotated[
         list[str] | None, typer.Option(help="LANGUAGE=FILE to learn from; default: built-in.")
     ] = None,

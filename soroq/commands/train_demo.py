@@ -18,7 +18,7 @@ from soroq.commands.quantize import QuantizeRequest, quantize_to
 from soroq.commands.train import running
 from soroq.io.writer import atomic_write, make_folder
 
-SHARES = {"tg": 0.75, "en": 0.25}
+SHARES = {"tg": 0.7, "en": 0.3}
 VALID_SHARE = 0.08  # of the documents: the built-in English has to come to a window or two
 SCHEME, SAMPLES = "int4-gptq", 16
 TRAINED, QUANTIZED, SECONDS = "check-trained.json", "check-quantized.json", "seconds.json"
@@ -26,13 +26,13 @@ TRAINED, QUANTIZED, SECONDS = "check-trained.json", "check-quantized.json", "sec
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """steps: of pretraining; tuning takes a quarter as many. texts, chats: to learn from; the
+    """steps: of pretraining; tuning takes a sixth as many. texts, chats: to learn from; the
     built-in ones where a language, or chats, are missing. valid: to check on; built-in if empty.
     windows: of each language that are checked. seq_len, batch: of a run. group_size: of the int4
     weights; the scheme's own if empty."""
 
     out: Path
-    steps: int = 16
+    steps: int = 24
     texts: Mapping[str, Path] | None = None
     chats: tuple[Path, ...] = ()
     valid: Mapping[str, Path] | None = None
@@ -130,7 +130,7 @@ def _pretrain(request: DemoRequest, corpus: Path, out: Path) -> None:
 
     languages = read_corpus(corpus).languages("train")
     data = {"corpus": str(corpus), "shares": SHARES if set(languages) == set(SHARES) else {}}
-    config = request.config(request.model, data, request.steps, 3e-4)
+    config = request.config(request.model, data, request.steps, 1e-4)
     with running(out) as listen:
         pretrain(config, out, load_tokenizer(request.model), resume=True, listen=listen)
     _say_losses(out)
@@ -143,7 +143,7 @@ def _tune(request: DemoRequest, source: Path, out: Path) -> None:
 
     files = request.chats or (write_demo_conversations(request.out / "conversations.jsonl"),)
     data = {"files": [str(file) for file in files]}
-    config = request.config(str(source), data, max(1, request.steps // 4), 1e-4)
+    config = request.config(str(source), data, max(1, request.steps // 6), 5e-5)
     with running(out) as listen:
         sft(config, out, load_tokenizer(source), resume=True, listen=listen)
     _say_losses(out)

@@ -1,7 +1,10 @@
 """DATA_CARD.md: what a corpus holds, from where, under which licence, and what was left out."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+
+MOST_ROWS = 40  # of sources; beyond, those of one collection are counted together
 
 
 def data_card(card: dict[str, Any]) -> str:
@@ -29,10 +32,10 @@ def data_card(card: dict[str, Any]) -> str:
     for source in card["sources"]:
         dropped.update(source["dropped"])
         masked.update(source["masked"])
+    for row in _collections(card["sources"]):
         lines.append(
-            f"| {_cell(source['source'])} | {source['language']} | {_cell(source['license'])} "
-            f"| {source['documents']} | {source['characters']} | {source['tokens']} "
-            f"| {sum(source['dropped'].values())} |"
+            f"| {_cell(row['source'])} | {row['language']} | {_cell(row['license'])} "
+            f"| {row['documents']} | {row['characters']} | {row['tokens']} | {row['dropped']} |"
         )
     lines += ["", "Left out (`dropped.jsonl` names each):", ""]
     lines += [f"- {reason}: {count}" for reason, count in dropped.most_common()] or ["- nothing"]
@@ -45,6 +48,29 @@ def data_card(card: dict[str, Any]) -> str:
         "named is what the builder was told.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _collections(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row a source; of many, one a collection: what a name has before its first /."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for source in sources:
+        name = source["source"]
+        if len(sources) > MOST_ROWS:
+            name = name.partition("/")[0]
+        key = (name, source["language"], source["license"])
+        row = rows.setdefault(
+            key,
+            {"source": name, "language": key[1], "license": key[2], "files": 0}
+            | dict.fromkeys(("documents", "characters", "tokens", "dropped"), 0),
+        )
+        row["files"] += 1
+        for count in ("documents", "characters", "tokens"):
+            row[count] += source[count]
+        row["dropped"] += sum(source["dropped"].values())
+    for row in rows.values():
+        if row["files"] > 1:
+            row["source"] += f" ({row['files']} sources)"
+    return list(rows.values())
 
 
 def _cell(text: str) -> str:
