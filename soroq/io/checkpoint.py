@@ -118,6 +118,11 @@ class DirectoryCheckpoint(Checkpoint):
         elif single.is_file():
             file = SafetensorsFile(single)
             self._file_of = dict.fromkeys(file.names(), file)
+        elif (path / "qmodel.pt").is_file():
+            raise CheckpointError(
+                f"{path / 'qmodel.pt'} is hqq's pickle, which is not read; save it with hqq's "
+                "save_to_safetensors"
+            )
         else:
             raise CheckpointError(
                 f"{path} has neither model.safetensors nor model.safetensors.index.json"

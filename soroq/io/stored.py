@@ -15,7 +15,6 @@ from soroq.io.formats import hqq
 from soroq.io.formats.registry import FORMATS, Format, format_of
 from soroq.io.formats.shared import Group
 
-
 REAL_ZEROS = (
     "zero points between the integers (HQQ's), which kernels don't take; use "
     "soroq.load(..., packed=False) or late=True"

@@ -206,6 +206,13 @@ def test_missing_parts_and_other_configurations_are_refused() -> None:
     assert "multiple of its group" in str(HQQ.refuses(odd, None, (4, 80)))
 
 
+def test_hqqs_pickle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((GOLDEN / "hqq" / "config.json").read_text())
+    (tmp_path / "qmodel.pt").touch()
+    with pytest.raises(CheckpointError, match="qmodel.pt .* save_to_safetensors"):
+        open_checkpoint(tmp_path)
+
+
 def test_modules_of_different_numbers_are_refused_where_no_configuration_tells(
     tmp_path: Path,
 ) -> None:

@@ -34,7 +34,7 @@ def encode(module: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
 
     Raises FormatError when zero points are no integers.
     """
-    refuse_real_zeros(quantized)
+    refuse_real_zeros(module, quantized)
     if quantized.args.dtype == "float":
         return {
             f"{module}.weight": quantized.codes,

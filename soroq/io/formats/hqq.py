@@ -1,16 +1,16 @@
 """HQQ checkpoints, as hqq's own `save_to_safetensors` and transformers' HqqConfig store them.
 
-A linear's groups lie one a row: q uint8 (N · K / G, G), group g of row n at n · K / G + g. Four bits are
-packed two rows a byte, the first half of the rows in the upper nibbles (`pack_4bit_u8`); 8 bits are
-stored as they are. scale and zero (N · K / G, 1) are floating, and so are zero points as numbers:
+A linear's groups lie one a row: q uint8 (N · K / G, G), group g of row n at n · K / G + g. Four
+bits are packed two rows a byte, the first half of the rows in the upper nibbles (`pack_4bit_u8`);
+8 bits are stored as they are. scale and zero (N · K / G, 1) are floating, zero points any numbers:
 
     W = (q − zero) · scale
 
 All of a module's settings lie beside it as tensors: integers int32, truth values uint8, text one
 uint8 a letter (hqq 0.2.8, core/quantize.py `HQQLinear.state_dict`, core/utils.py
-`encode_safetensor_type`). hqq's `optimize` moves zero points between integers; where one of a matrix
-is none, soroq holds them all in float64, where less 2^(bits−1) they still are the same numbers, and
-kernels and formats of integer zero points refuse the matrix.
+`encode_safetensor_type`). hqq's `optimize` moves zero points off the integers. Where one of a
+matrix is none, soroq holds them all in float64, in which z − 2^(bits−1) is exact, and kernels and
+formats that have integer zero points refuse the matrix.
 """
 
 from collections.abc import Callable, Mapping
@@ -136,7 +136,7 @@ def read_numbers(module: str, load: Callable[[str], torch.Tensor]) -> tuple[int,
 
 
 def read_shape(module: str, load: Callable[[str], torch.Tensor]) -> tuple[int, int]:
-    """Return (N, K) of a stored module. Raises CheckpointError when that is no shape of a matrix."""
+    """Return (N, K) of a stored module. Raises CheckpointError when that is no matrix's shape."""
     sides = load(f"{module}.shape").flatten().tolist()
     if len(sides) != 2 or min(sides) < 1:
         raise CheckpointError(f"{module}.shape: {sides} is no shape of a matrix")
@@ -225,7 +225,7 @@ def config_from_tensors(modules: list[str], load: Callable[[str], torch.Tensor])
 
 
 def _shift(module: str, zeros: torch.Tensor, half: int) -> torch.Tensor:
-    """Return stored zero points less `half`: int8 if all are codes, else float64, the same numbers."""
+    """Return zero points less `half`: int8 if all are codes, else float64, exactly."""
     shifted = zeros.double() - half
     if not torch.equal(shifted + half, zeros.double()):
         raise CheckpointError(f"{module}: zero points too near to 0 for float64; not readable")

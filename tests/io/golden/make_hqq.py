@@ -2,9 +2,9 @@
 
     python tests/io/golden/make_hqq.py FOLDER
 
-Nothing of soroq's formats is used: soroq only writes the random model that is quantized. `dense.json`
-holds hashes of what hqq's own `dequantize` gives in the dtype that it computes in, weights (N, K) by
-module.
+Nothing of soroq's formats is used: soroq only writes the random model that is quantized.
+`dense.json` holds hashes of what hqq's own `dequantize` gives in the dtype that it computes in,
+weights (N, K) by module.
 """
 
 import hashlib
