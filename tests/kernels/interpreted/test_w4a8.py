@@ -112,6 +112,36 @@ def test_the_operator_equals_the_reference(M: int, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(y.cpu(), wanted, rtol=1e-2, atol=0.02)
 
 
+def _run_ptx(text: str, registers: dict[str, int]) -> dict[str, int]:
+    """Run prmt, and, shr on 32-bit registers, as PTX ISA 8.7 describes them."""
+    for line in text.strip("{ }").split(";"):
+        name, *operands = line.replace(",", " ").split() or [""]
+        if not name or name == ".reg":
+            continue
+        to, *given = operands
+        a, *rest = (registers[g] if g in registers else int(g, 0) for g in given)
+        if name == "prmt.b32":
+            pool = (a | rest[0] << 32).to_bytes(8, "little")
+            picked = [pool[rest[1] >> 4 * i & 7] for i in range(4)]
+            registers[to] = int.from_bytes(bytes(picked), "little")
+        else:
+            registers[to] = {"and.b32": a & rest[0], "shr.u32": a >> rest[0]}[name]
+    return registers
+
+
+def test_in_line_assembly_makes_nibbles_the_bytes_of_their_numbers() -> None:
+    # the interpreter runs none of it: four words, two a register, to byte i of output j
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        words = torch.randint(0, 2**16, (4,), generator=generator).tolist()
+        pairs = {"$4": words[0] | words[1] << 16, "$5": words[2] | words[3] << 16}
+        made = _run_ptx(matmul_w4a8._NIBBLES.value, pairs)
+        for j in range(4):
+            stored = torch.tensor(list(made[f"${j}"].to_bytes(4, "little")), dtype=torch.uint8)
+            values = stored.view(torch.float8_e4m3fn).float() * 512
+            assert values.tolist() == [word >> 4 * j & 15 for word in words]
+
+
 def test_the_fake_operator_knows_the_shape() -> None:
     weight, _, _ = make(100, 256, 64, False)
     codes, scales, _ = rounded(3, 256)
