@@ -117,7 +117,8 @@ def store_scaled(
     if X_SCALES == "fixed":
         acc *= tl.load(x_scales)
     inside = (rm[None, :] < M) & (rn[:, None] < N)
-    tl.store(y + rm[None, :] * N + rn[:, None], acc.to(y.dtype.element_ty), mask=inside)
+    at = y + rm.to(tl.int64)[None, :] * N + rn[:, None]
+    tl.store(at, acc.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -108,7 +108,7 @@ def matmul_w4a8_kernel(
     in_m = rm < M
     word = (rn // 64) * (STEPS * 2048) + (rn % 64) * 32
     tile = tiles + word[:, None] + rc[None, :]
-    x_row = x + rm[None, :] * K
+    x_row = x + rm.to(tl.int64)[None, :] * K
 
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for step in tl.range(slice_k * STEPS // SPLITS, (slice_k + 1) * STEPS // SPLITS):

@@ -17,13 +17,13 @@ from soroq.kernels.triton.ops import device_facts
 def rule(sms: int, M: int, N: int, K: int) -> Config:
     """Return how the kernel is launched, judged by its machine code alone: four warps are wgmma's.
 
-    Up to 64 rows of x a block: sums of more don't fit the registers beside a group's own. K is
-    sliced until there are two programs an SM, never thinner than two tiles of 128.
+    Blocks are as large as registers allow without a spill. K is sliced until there are two programs
+    an SM, never thinner than two tiles of 128.
     """
-    block_m = next(size for size in (16, 32, 64) if M <= size or size == 64)
+    block_m = next(size for size in (16, 32, 64, 128) if M <= size or size == 128)
     blocks = -(-N // 128) * -(-M // block_m)
     splits = max(1, min(2 * sms // blocks, -(-K // 128) // 2))
-    return Config(block_m, 128, splits, 4, 3, deferred=True)
+    return Config(block_m, 128, splits, 8 if block_m == 128 else 4, 3, deferred=True)
 
 
 def _matmul(

@@ -84,7 +84,7 @@ def test_a_conventional_dequantization_would_not_pass() -> None:
     assert compile_matmul_tiles(90, plain, has_zeros=True).per_weight > BUDGET
 
 
-@pytest.mark.parametrize("M", [1, 32, 64])
+@pytest.mark.parametrize("M", [1, 32, 64, 256])
 @pytest.mark.parametrize(("group", "has_zeros"), [(128, False), (32, True), (5376, True)])
 @pytest.mark.parametrize("capability", [89, 90])
 def test_int4_by_float8_multiplies_in_float8(

@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
         head_dim=16,
         num_attention_heads=2,
         num_key_value_heads=1,
-        vocab_size=64,
+        vocab_size=40,
     )
     for name, (options, dtype) in CASES.items():
         out = Path(tempfile.mkdtemp()) / name
