@@ -41,6 +41,7 @@ class QuantizedTensor:
 
     @property
     def has_real_zeros(self) -> bool:
+        """Whether zero points are held as numbers between the integers."""
         return self.zeros is not None and self.zeros.is_floating_point()
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
