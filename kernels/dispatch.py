@@ -157,7 +157,7 @@ def matmul_w4a8(
 ) -> torch.Tensor:
     """Return y (…, N) = x̂ (…, K) · Wᵀ in `dtype` for int4 W in tiles, x̂ = codes · x_scales.
 
-    x_scales float32 (M, 1), as `round_rows` makes both; an experiment, taken by nothing by itself.
+    x_scales float32 (M, 1), of `round_rows`. An experiment. Raises ValueError when parts don't fit.
     """
     if codes.dtype != torch.float8_e4m3fn or codes.shape[-1] != weight.K or weight.bits != 4:
         raise ValueError(

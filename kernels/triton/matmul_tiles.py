@@ -258,10 +258,9 @@ def matmul_tiles_kernel(
 
     if SPLITS == 1:
         _finish(acc, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
-    else:
-        if is_last(acc, partials, counters, slice_k, SPLITS):
-            whole = sum_slices(partials, counters, SPLITS, BLOCK_N, BLOCK_M)
-            _finish(whole, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
+    elif is_last(acc, partials, counters, slice_k, SPLITS):
+        acc = sum_slices(partials, counters, SPLITS, BLOCK_N, BLOCK_M)
+        _finish(acc, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
 
 
 def run(

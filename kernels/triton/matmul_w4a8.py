@@ -98,7 +98,8 @@ def matmul_w4a8_kernel(
     LEAST_N as in matmul_tiles.
     """
     STEPS: tl.constexpr = (K + 127) // 128
-    SPAN: tl.constexpr = GROUP // 32 if GROUP < 128 else 4  # nibbles that share a scale
+    AHEAD: tl.constexpr = GROUP >= 128
+    SPAN: tl.constexpr = 4 if AHEAD else GROUP // 32  # nibbles that share a scale
     blocks_m = tl.cdiv(M, BLOCK_M)
     block_n, block_m = tl.program_id(0) // blocks_m, tl.program_id(0) % blocks_m
     slice_k = tl.program_id(1)
@@ -110,8 +111,21 @@ def matmul_w4a8_kernel(
     tile = tiles + word[:, None] + rc[None, :]
     x_row = x + rm.to(tl.int64)[None, :] * K
 
+    first, last = slice_k * STEPS // SPLITS, (slice_k + 1) * STEPS // SPLITS
+    # a step ahead: the compiler loads ahead only what products take, and a step would wait for them
+    if AHEAD:
+        s_next = tl.load(scales + (first * 128 // GROUP) * ROWS + rn)
+        if HAS_ZEROS:
+            z_next = tl.load(zeros + (first * 128 // GROUP) * ROWS + rn)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for step in tl.range(slice_k * STEPS // SPLITS, (slice_k + 1) * STEPS // SPLITS):
+    for step in tl.range(first, last):
+        if AHEAD:
+            s = s_next
+            group_next = (tl.minimum(step + 1, last - 1) * 128 // GROUP) * ROWS
+            s_next = tl.load(scales + group_next + rn)
+            if HAS_ZEROS:
+                z = z_next
+                z_next = tl.load(zeros + group_next + rn)
         words = tl.load(tile + step * 2048, eviction_policy="evict_first")
         nibbles = _nibbles(words, PORTABLE)
         part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -126,17 +140,17 @@ def matmul_w4a8_kernel(
             total = _dot(ones, xj, total, PORTABLE)
             part = _dot(nibbles[j], xj, part, PORTABLE)
             if j % SPAN == SPAN - 1:
-                if GROUP < 128:
+                if not AHEAD:
                     group = step * (128 // GROUP) + j // SPAN
-                else:
-                    group = step * 128 // GROUP
+                    s = tl.load(scales + group * ROWS + rn)
+                    if HAS_ZEROS:
+                        z = tl.load(zeros + group * ROWS + rn)
                 sums = _repeat(total, LEAST_N, BLOCK_N, BLOCK_M)
                 if HAS_ZEROS:
-                    z = tl.load(zeros + group * ROWS + rn).to(tl.float32)
-                    part -= z[:, None] * sums
+                    part -= z.to(tl.float32)[:, None] * sums
                 else:
                     part -= 8.0 * sums
-                acc += tl.load(scales + group * ROWS + rn).to(tl.float32)[:, None] * part
+                acc += s.to(tl.float32)[:, None] * part
                 part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
                 total = tl.zeros([LEAST_N, BLOCK_M], tl.float32)
     acc *= 512.0
