@@ -6,9 +6,8 @@
 Packed weights lie as `pack-quantized` stores them (`soroq.core.packing`): qweight int32
 (N, K · bits / 32), scales (N, K // G) floating point, zeros int8 (N, K // G) in code units or None,
     W = (codes − zeros) · scales.
-GPUs want them in tiles (`soroq.kernels.tiles`),
-CPUs in panels (`soroq.kernels.panels`). Every operation accumulates in float32 and returns
-x's dtype. Set the logger `soroq.kernels` to INFO to see, once each, which kernel was taken and why.
+GPUs want them in tiles (`soroq.kernels.tiles`), CPUs in panels (`soroq.kernels.panels`). All sums
+are float32, y has x's dtype. The logger `soroq.kernels` says once, at INFO, what was taken and why.
 """
 
 import importlib
@@ -151,6 +150,26 @@ def _multiply_tiled(op: str, x: torch.Tensor, weight: TiledWeight) -> torch.Tens
     kernel = _choose_tiled(op, flat.shape[0], weight, x.dtype, _needs_grad(x))
     y: torch.Tensor = _resolve(kernel.function)(flat, weight)
     return y.view(*x.shape[:-1], -1)
+
+
+def matmul_w4a8(
+    codes: torch.Tensor, x_scales: torch.Tensor, weight: TiledWeight, *, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return y (…, N) = x̂ (…, K) · Wᵀ in `dtype` for int4 W in tiles, x̂ = codes · x_scales.
+
+    x_scales float32 (M, 1), of `round_rows`. An experiment. Raises ValueError when parts don't fit.
+    """
+    if codes.dtype != torch.float8_e4m3fn or codes.shape[-1] != weight.K or weight.bits != 4:
+        raise ValueError(
+            f"matmul_w4a8: codes {codes.dtype} {tuple(codes.shape)}, int{weight.bits} weight; must "
+            f"be float8_e4m3fn (…, {weight.K}) and int4"
+        )
+    flat = codes.reshape(-1, weight.K)
+    if x_scales.shape != (len(flat), 1) or x_scales.dtype != torch.float32:
+        raise ValueError(f"matmul_w4a8: x_scales must be float32 {(len(flat), 1)}")
+    kernel = _choose_tiled("matmul_w4a8", len(flat), weight, dtype, False)
+    y: torch.Tensor = _resolve(kernel.function)(flat, x_scales, weight, dtype=dtype)
+    return y.view(*codes.shape[:-1], weight.N)
 
 
 def gather_tiles(ids: torch.Tensor, weight: TiledWeight, dtype: torch.dtype) -> torch.Tensor:

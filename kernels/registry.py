@@ -33,6 +33,7 @@ _ANYTHING = "soroq.kernels.reference:can_run"
 _PACKED = "soroq.kernels.reference.packed"
 _CAN_USE_PANELS = "soroq.kernels.cpu.panels:can_use_panels"
 _CAN_USE_FLOAT8 = "soroq.kernels.triton.support:can_use_float8"
+_CAN_USE_W4A8 = "soroq.kernels.triton.support:can_use_w4a8"
 _CAN_USE_TILES = "soroq.kernels.triton.support:can_use_tiles"
 
 KERNELS: dict[str, Kernel] = {
@@ -79,6 +80,23 @@ KERNELS: dict[str, Kernel] = {
             for op in ("matmul", "geglu", "gather")
             for kind, floats, device, predicate, priority, module in (
                 ("triton", _HALVES, "cuda", _CAN_USE_TILES, 10, "soroq.kernels.triton.ops"),
+                ("reference", _FLOATS, "any", _ANYTHING, 0, "soroq.kernels.reference.tiled"),
+            )
+        ),
+        *(
+            Kernel(
+                op="matmul_w4a8",
+                name=f"matmul_w4a8_{kind}",
+                layout="soroq-t64",
+                weight="int4",
+                activations=floats,
+                device=device,
+                predicate=predicate,
+                priority=priority,
+                function=f"{module}:matmul_w4a8",
+            )
+            for kind, floats, device, predicate, priority, module in (
+                ("triton", _HALVES, "cuda", _CAN_USE_W4A8, 10, "soroq.kernels.triton.w4a8_ops"),
                 ("reference", _FLOATS, "any", _ANYTHING, 0, "soroq.kernels.reference.tiled"),
             )
         ),

@@ -57,13 +57,15 @@ def describe(source: str | Path) -> Description:
     facts += [(f"  {dtype}", f"{size / 1e6:.1f} MB") for dtype, size in sorted(sizes.items())]
     quantization = config.get("quantization_config")
     if quantization:
-        told = quantization.get("format") or quantization.get("checkpoint_format") or "gemm"
-        if quantization.get("quant_method") != "compressed-tensors":
+        method = quantization.get("quant_method")
+        told = quantization.get("format") or quantization.get("checkpoint_format")
+        told = told or {"awq": "gemm", "hqq": "axis 1"}.get(str(method), "affine")
+        if method != "compressed-tensors":
             read_as = format_of(quantization)
             (_, args, _), *_ = read_as.parse(quantization)
             group = "row" if args.group_size is None else args.group_size
             told += f", {args.bits} bits, group {group}"
-        facts.append(("format", f"{quantization.get('quant_method')}, {told}"))
+        facts.append(("format", f"{method}, {told}"))
     directory = Path(checkpoint.path)
     if quantization and directory.is_dir():  # a GGUF's configuration is soroq's reading of it
         facts += _servers(quantization)

@@ -22,7 +22,7 @@ from soroq.core.memory import release_memory
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.io.checkpoint import Checkpoint, open_stored
-from soroq.io.stored import StoredWeights
+from soroq.io.stored import REAL_ZEROS, StoredWeights
 from soroq.kernels.panels import is_built, pack
 from soroq.models.registry import find_layout
 from soroq.models.runner import build_skeleton
@@ -139,6 +139,8 @@ def place_packed(
         linear = PanelLinear(pack(matrix), precision=precision, bias=bias)
     else:
         weight, activation, input_scale = stored.load_quantized(module)
+        if weight.has_real_zeros:
+            raise CheckpointError(f"{module}: {REAL_ZEROS}")
         linear = PackedLinear(weight, bias=bias, activation=activation, input_scale=input_scale)
     if path.rpartition(".")[2] != "embed_tokens":
         put(model, path, linear)

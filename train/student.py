@@ -173,9 +173,10 @@ def fake_linears(model: nn.Module) -> Iterator[tuple[str, FakeQuantLinear]]:
 def _refuse_numbers(
     start: Checkpoint, module: str, weight: QuantizedTensor, activation: Any
 ) -> None:
-    if weight.args.dtype != "int" or activation is not None:
+    if weight.args.dtype != "int" or activation is not None or weight.has_real_zeros:
         raise SchemeError(
-            f"{start.path}: {module} has no integer codes alone; qat trains int4 and int8 weights"
+            f"{start.path}: {module} has no integer codes alone; qat trains int4 and int8 weights "
+            "with integer zero points or none"
         )
 
 

@@ -44,7 +44,7 @@ def random_tiles(
 
 def contenders(shape: Shape, M: int, device: torch.device) -> list[Contender]:
     """Return everyone who can multiply x (M, K) by this shape here, without gemlite."""
-    found = [_ours(shape, M, device), _torch(shape, M, device)]
+    found = [ours(shape, M, device), _torch(shape, M, device)]
     found.append(reader(shape.int4_bytes, device))
     if device.type == "cuda":
         found += [_int4pack(shape, M, device)] if shape.N % 64 == 0 and M <= 64 else []
@@ -58,7 +58,9 @@ def inputs(M: int, K: int, device: torch.device) -> torch.Tensor:
     return torch.randn(M, K, device=device).to(BF16)
 
 
-def _ours(shape: Shape, M: int, device: torch.device) -> Contender:
+def ours(shape: Shape, M: int, device: torch.device) -> Contender:
+    """Our product of int4 weights and bfloat16, as a model runs it."""
+
     def make(copies: int) -> Call:
         weights = [random_tiles(shape, device) for _ in range(copies)]
         x = inputs(M, shape.K, device)

@@ -31,7 +31,7 @@ import torch
 import triton
 
 from soroq.bench.kernels import contenders as who
-from soroq.bench.kernels import float8, step
+from soroq.bench.kernels import float8, step, w4a8
 from soroq.bench.kernels.gpu_picture import bars
 from soroq.bench.kernels.gpu_table import part_of, tables
 from soroq.bench.kernels.shapes import Shape, named
@@ -41,6 +41,7 @@ from soroq.bench.kernels.verify import verify
 from soroq.io.writer import atomic_write
 from soroq.kernels.triton.config import add_tuned, file_name
 from soroq.kernels.triton.ops import device_facts
+from soroq.kernels.triton.support import lacks_float8
 
 SWEEP_M = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TUNED = (
@@ -141,6 +142,20 @@ def floats(bench: Bench) -> Entries:
     shape = bench.shapes(("square 4096",))[0]
     rows = 70 if bench.trial else 512
     found.append({"shape": shape.name, "M": rows} | float8.errors(shape, rows, bench.device))
+    return found
+
+
+def int4_by_float8(bench: Bench) -> Entries:
+    """matmul_w4a8 against float64, and timed only if it passed."""
+    if why := lacks_float8():
+        return [{"skipped": why}]
+    found = w4a8.verify(bench.device, quick=bench.trial)
+    if any(entry["failed"] for entry in found):
+        return found
+    for shape in bench.shapes(w4a8.SHAPES):
+        for M in (3,) if bench.trial else w4a8.SWEEP_M:
+            if not bench.is_late():
+                found += _round(bench, w4a8.contenders(shape, M, bench.device), shape, M)
     return found
 
 
@@ -270,6 +285,7 @@ PARTS: dict[str, Callable[[Bench], Entries]] = {
     "float8": floats,
     "step": decode_step,
     "decode": whole_step,
+    "w4a8": int4_by_float8,
     "gemlite": gemlite,
     "sanitizer": sanitizer,
     "profile": profile,

@@ -32,8 +32,8 @@ def sweep_table(document: dict[str, Any], shapes: tuple[str, ...] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def float8_table(document: dict[str, Any]) -> str:
-    """Return float8 products: µs of each."""
+def products_table(document: dict[str, Any]) -> str:
+    """Return µs of everyone by product."""
     products = _by_product(document)
     names = list(dict.fromkeys(name for found in products.values() for name in found))
     lines = ["| W | M | " + " | ".join(names) + " |", "| --- | " + "---: | " * (len(names) + 1)]
@@ -60,7 +60,8 @@ def tables(out: Path) -> str:
     text = []
     for part, make in (
         ("sweep", sweep_table),
-        ("float8", float8_table),
+        ("float8", products_table),
+        ("w4a8", products_table),
         ("gemlite", gemlite_table),
     ):
         document = part_of(out, part)

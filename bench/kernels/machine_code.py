@@ -22,6 +22,7 @@ SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 87: 163 * 1024, 89: 99 * 1024, 90
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _UNPACK = re.compile(r"LOP3\.LUT .*(0xf000f|0x43004300|0x64006400).*0xea\b")
+_UNPACK_BYTES = re.compile(r"LOP3\.LUT .*0xf0f0f0f\b.*0xc0\b")
 _BRANCH = re.compile(r"\bBRA\b.*\((\.L_x_\d+)\)")
 
 
@@ -96,9 +97,50 @@ def compile_matmul_tiles(
         "M": "i32",
     }
     compiled = compile_kernel(capability, kernel, signature, constants, config)
+    return _read(compiled, _UNPACK, 8 / bits)  # two nibbles an instruction
+
+
+def compile_matmul_w4a8(
+    capability: int,
+    config: Any,
+    *,
+    N: int = 4096,
+    K: int = 5376,
+    group: int = 128,
+    has_zeros: bool = True,
+) -> MachineCode:
+    """Compile matmul_w4a8 for sm_`capability` and read it."""
+    from soroq.kernels.triton import matmul_w4a8
+
+    constants = matmul_w4a8.constants(
+        N=N,
+        K=K,
+        rows=-(-N // 128) * 128,
+        group=group,
+        has_zeros=has_zeros,
+        config=config,
+        portable=False,
+    )
+    signature = {
+        "x": "*fp8e4nv",
+        "tiles": "*i16",
+        "x_scales": "*fp32",
+        "scales": "*bf16",
+        "zeros": "*u8",
+        "y": "*bf16",
+        "partials": "*fp32",
+        "counters": "*i32",
+        "M": "i32",
+    }
+    kernel = matmul_w4a8.matmul_w4a8_kernel
+    compiled = compile_kernel(capability, kernel, signature, constants, config)
+    return _read(compiled, _UNPACK_BYTES, 4)
+
+
+def _read(compiled: Any, unpack: re.Pattern[str], weights: float) -> MachineCode:
+    """Return what is in a compiled kernel whose instructions `unpack` give so many weights each."""
     loop, registers, spilled = disassemble(compiled)
-    nibbles = 2 * sum(bool(_UNPACK.match(text)) for text in loop)
-    unpacked = nibbles * 4 // bits  # weights a lane takes
+    unpacked = weights * sum(bool(unpack.match(text)) for text in loop)
     opcodes = tuple(_opcode(text) for text in loop)
     per_weight = len(loop) / unpacked if unpacked else math.inf
     return MachineCode(opcodes, per_weight, registers, spilled, compiled.metadata.shared)

@@ -5,8 +5,10 @@ The library is built by CMake where nvcc is (`soroq/_cuda.so`); SOROQ_CUDA_LIBRA
 
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,35 +56,38 @@ def run(
     overlaps: on Hopper and newer, start while the launch before this one ends (its weights are read
     then, everything else after). Raises RuntimeError with CUDA's error when it wasn't launched.
     """
+    call("matmul_tiles", x, weight, y, extra, (partials, counters), epilogue, config, overlaps)
+
+
+def call(
+    name: str,
+    x: torch.Tensor,
+    weight: TiledWeight,
+    y: torch.Tensor,
+    extra: torch.Tensor | None,
+    memory: Sequence[torch.Tensor],
+    epilogue: str,
+    config: Any,
+    overlaps: bool,
+) -> None:
+    """Launch the library's kernel of this name on x's stream.
+
+    memory: what else it writes. config: a dataclass with the fields of the kernel's C interface, in
+    their order. Raises RuntimeError without the library, and with CUDA's error when it wasn't
+    launched.
+    """
     loaded = library()
     if loaded is None:
         raise RuntimeError("the CUDA library is not built")
-    error = loaded.soroq_matmul_tiles(
-        x.data_ptr(),
-        weight.tiles.data_ptr(),
-        weight.scales.data_ptr(),
-        None if weight.zeros is None else weight.zeros.data_ptr(),
-        y.data_ptr(),
-        None if extra is None else extra.data_ptr(),
-        partials.data_ptr(),
-        counters.data_ptr(),
-        x.shape[0],
-        weight.N,
-        weight.K,
-        weight.scales.shape[1],
-        weight.span,
-        weight.bits,
-        int(x.dtype == torch.float16),
-        int(y.dtype == torch.float32),
-        EPILOGUES[epilogue],
-        config.tokens_8,
-        config.rows_16,
-        config.depth,
-        config.warps_n,
-        config.warps_k,
-        config.splits,
+    tensors = (x, weight.tiles, weight.scales, weight.zeros, y, extra, *memory)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    sizes = (x.shape[0], weight.N, weight.K, weight.scales.shape[1], weight.span, weight.bits)
+    kinds = (int(x.dtype == torch.float16), int(y.dtype == torch.float32), EPILOGUES[epilogue])
+    launch = (
+        *vars(config).values(),
         int(overlaps),
         torch.cuda.current_stream(x.device).cuda_stream,
     )
+    error = getattr(loaded, f"soroq_{name}")(*pointers, *sizes, *kinds, *launch)
     if error:
-        raise RuntimeError(f"matmul_tiles of M {x.shape[0]} and {config}: CUDA error {error}")
+        raise RuntimeError(f"{name} of M {x.shape[0]} and {config}: CUDA error {error}")

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from soroq.kernels.cuda.matmul_tiles import EPILOGUES, library
+from soroq.kernels.cuda.matmul_tiles import call, library
 from soroq.kernels.tiles import TILE_K, TILE_N, TiledWeight
 
 FEWEST_TOKENS = 9  # fewer are `matmul_tiles`'s
@@ -182,35 +182,8 @@ def run(
 
     As `matmul_tiles.run`; W is rounded to x's dtype. x is copied first, arranged for the kernel.
     """
-    loaded = library()
-    if loaded is None or not is_built():
+    if not is_built():
         raise RuntimeError("the CUDA library is not built for sm_90a")
     rows = -(-x.shape[0] // config.tokens) * config.tokens
     image = x.new_empty(rows, -(-weight.K // TILE_K) * TILE_K)
-    error = loaded.soroq_matmul_warpgroups(
-        x.data_ptr(),
-        weight.tiles.data_ptr(),
-        weight.scales.data_ptr(),
-        None if weight.zeros is None else weight.zeros.data_ptr(),
-        y.data_ptr(),
-        None if extra is None else extra.data_ptr(),
-        image.data_ptr(),
-        x.shape[0],
-        weight.N,
-        weight.K,
-        weight.scales.shape[1],
-        weight.span,
-        weight.bits,
-        int(x.dtype == torch.float16),
-        int(y.dtype == torch.float32),
-        EPILOGUES[epilogue],
-        config.tokens,
-        config.groups,
-        config.stages,
-        config.parts,
-        config.splits,
-        int(overlaps),
-        torch.cuda.current_stream(x.device).cuda_stream,
-    )
-    if error:
-        raise RuntimeError(f"matmul_warpgroups of M {x.shape[0]} and {config}: CUDA error {error}")
+    call("matmul_warpgroups", x, weight, y, extra, (image,), epilogue, config, overlaps)

@@ -19,6 +19,13 @@ def geglu_tiles(x: torch.Tensor, weight: TiledWeight) -> torch.Tensor:
     return gated.to(x.dtype)
 
 
+def matmul_w4a8(
+    codes: torch.Tensor, x_scales: torch.Tensor, weight: TiledWeight, *, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return y (M, N) = x̂ · Wᵀ in `dtype`, x̂ = codes (M, K) · x_scales (M, 1)."""
+    return (_product(codes, weight) * x_scales).to(dtype)
+
+
 def _product(x: torch.Tensor, weight: TiledWeight) -> torch.Tensor:
     rows = max(1, _CHUNK_CODES // (weight.K * ALIGN_N)) * ALIGN_N
     x32 = x.float()

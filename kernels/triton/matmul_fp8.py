@@ -19,7 +19,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from soroq.kernels.triton.config import Config
-from soroq.kernels.triton.matmul_tiles import INTERPRETED, _dot
+from soroq.kernels.triton.matmul_tiles import INTERPRETED, _dot, is_last, sum_slices
 
 BLOCK_K = 128  # also the side of a scale's block
 
@@ -98,24 +98,15 @@ def matmul_w8_kernel(
         else:
             acc = _dot(wk, xk, acc, PORTABLE)
 
-    if SPLITS > 1:
-        cell = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        mine = partials + tl.program_id(0) * (SPLITS * BLOCK_N * BLOCK_M) + cell
-        tl.store(mine + slice_k * (BLOCK_N * BLOCK_M), acc)
-        tl.debug_barrier()  # all of the block's stores before its arrival is counted
-        arrived = tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel")
-        if arrived == SPLITS - 1:
-            acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            for i in tl.static_range(SPLITS):
-                acc += tl.load(mine + i * (BLOCK_N * BLOCK_M), cache_modifier=".cg")
-            tl.store(counters + tl.program_id(0), 0)
-            _store(acc, y, x_scales, w_scales, rn, rm, M, N, BLOCKWISE, X_SCALES)
-    else:
-        _store(acc, y, x_scales, w_scales, rn, rm, M, N, BLOCKWISE, X_SCALES)
+    if SPLITS == 1:
+        store_scaled(acc, y, x_scales, w_scales, rn, rm, M, N, BLOCKWISE, X_SCALES)
+    elif is_last(acc, partials, counters, slice_k, SPLITS):
+        acc = sum_slices(partials, counters, SPLITS, BLOCK_N, BLOCK_M)
+        store_scaled(acc, y, x_scales, w_scales, rn, rm, M, N, BLOCKWISE, X_SCALES)
 
 
 @triton.jit
-def _store(
+def store_scaled(
     acc, y, x_scales, w_scales, rn, rm, M, N, BLOCKWISE: tl.constexpr, X_SCALES: tl.constexpr
 ):
     """Apply the scales that are one for all of K; store acc (BLOCK_N, BLOCK_M) as yᵀ."""
@@ -126,7 +117,8 @@ def _store(
     if X_SCALES == "fixed":
         acc *= tl.load(x_scales)
     inside = (rm[None, :] < M) & (rn[:, None] < N)
-    tl.store(y + rm[None, :] * N + rn[:, None], acc.to(y.dtype.element_ty), mask=inside)
+    at = y + rm.to(tl.int64)[None, :] * N + rn[:, None]
+    tl.store(at, acc.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["M"])

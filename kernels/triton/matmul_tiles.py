@@ -92,6 +92,35 @@ def _finish(
         tl.store(y + at, acc.to(dtype), mask=inside)
 
 
+@triton.jit
+def _partials_of(partials, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return where the sums of this block's first slice lie."""
+    cell = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+    return partials + tl.program_id(0) * (SPLITS * BLOCK_N * BLOCK_M) + cell
+
+
+@triton.jit
+def is_last(acc, partials, counters, slice_k, SPLITS: tl.constexpr):
+    """Leave a slice's sums acc (BLOCK_N, BLOCK_M); tell if it is the block's last to arrive."""
+    mine = _partials_of(partials, SPLITS, acc.shape[0], acc.shape[1])
+    tl.store(mine + slice_k * (acc.shape[0] * acc.shape[1]), acc)
+    tl.debug_barrier()  # all of the block's stores before its arrival is counted
+    return tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
+
+
+@triton.jit
+def sum_slices(
+    partials, counters, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Return the sum of all slices (BLOCK_N, BLOCK_M), in their order; reset the counter."""
+    mine = _partials_of(partials, SPLITS, BLOCK_N, BLOCK_M)
+    whole = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for i in tl.static_range(SPLITS):
+        whole += tl.load(mine + i * (BLOCK_N * BLOCK_M), cache_modifier=".cg")
+    tl.store(counters + tl.program_id(0), 0)
+    return whole
+
+
 @triton.jit(do_not_specialize=["M"])
 def matmul_tiles_kernel(
     x,
@@ -229,19 +258,9 @@ def matmul_tiles_kernel(
 
     if SPLITS == 1:
         _finish(acc, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
-    else:
-        block = tl.program_id(0)
-        cell = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        mine = partials + block * (SPLITS * BLOCK_N * BLOCK_M) + cell
-        tl.store(mine + slice_k * (BLOCK_N * BLOCK_M), acc)
-        tl.debug_barrier()  # all of the block's stores before its arrival is counted
-        arrived = tl.atomic_add(counters + block, 1, sem="acq_rel")
-        if arrived == SPLITS - 1:
-            whole = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            for i in tl.static_range(SPLITS):
-                whole += tl.load(mine + i * (BLOCK_N * BLOCK_M), cache_modifier=".cg")
-            _finish(whole, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
-            tl.store(counters + block, 0)
+    elif is_last(acc, partials, counters, slice_k, SPLITS):
+        acc = sum_slices(partials, counters, SPLITS, BLOCK_N, BLOCK_M)
+        _finish(acc, y, extra, block_n, rm, M, N, BLOCK_M, BLOCK_N, EPILOGUE)
 
 
 def run(

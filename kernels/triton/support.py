@@ -28,6 +28,16 @@ def can_use_float8(problem: Problem) -> str:
         return (
             f"the float8 kernels take scales of rows or of 128 × 128, not of {problem.group_size}"
         )
+    return lacks_float8()
+
+
+def can_use_w4a8(problem: Problem) -> str:
+    """Return '' when matmul_w4a8 can run the problem, otherwise why not."""
+    return can_use_tiles(problem) or lacks_float8()
+
+
+def lacks_float8() -> str:
+    """Return 'the GPU has no float8' where that is so, '' on other GPUs and without one."""
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
         return "the GPU has no float8"
     return ""

@@ -14,7 +14,8 @@ class QuantizedTensor:
 
     codes: int8 (N, K), or float8_e4m3fn (N, K) for float schemes.
     scales: (N, K // G), or (⌈N/bn⌉, ⌈K/bk⌉) with `args.block`; the dtype is the stored one.
-    zeros: int8 (N, K // G) in code units, None if symmetric.
+    zeros: int8 (N, K // G) in code units, None if symmetric; float64 where they are no integers
+    (HQQ), which neither kernels nor other formats take.
     """
 
     codes: torch.Tensor
@@ -38,14 +39,24 @@ class QuantizedTensor:
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[0], self.codes.shape[1]
 
+    @property
+    def has_real_zeros(self) -> bool:
+        """Whether zero points are held as numbers between the integers."""
+        return self.zeros is not None and self.zeros.is_floating_point()
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Return W (N, K): the product is taken in float32 and rounded once, to `dtype`."""
+        """Return W (N, K): the product is taken in float32 and rounded once, to `dtype`.
+
+        codes − zeros is rounded to float32 before, which changes only real zero points.
+        """
         codes = self.codes.float()
         if self.args.block is not None:
             return (codes * expand_blocks(self.scales.float(), self.shape, self.args)).to(dtype)
         group = self.codes.shape[1] // self.scales.shape[1]
         codes = codes.view(codes.shape[0], -1, group)
-        if self.zeros is not None:
+        if self.zeros is not None and self.has_real_zeros:
+            codes = (codes.double() - self.zeros[..., None]).float()
+        elif self.zeros is not None:
             codes = codes - self.zeros.float()[..., None]
         return (codes * self.scales.float()[..., None]).view(self.shape).to(dtype)
 

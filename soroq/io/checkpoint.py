@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from soroq.core.errors import CheckpointError, NumericsError
+from soroq.io.formats import hqq
 from soroq.io.safetensors_file import SafetensorsFile, TensorInfo
 from soroq.io.writer import sha256_file
 
@@ -117,6 +118,11 @@ class DirectoryCheckpoint(Checkpoint):
         elif single.is_file():
             file = SafetensorsFile(single)
             self._file_of = dict.fromkeys(file.names(), file)
+        elif (path / "qmodel.pt").is_file():
+            raise CheckpointError(
+                f"{path / 'qmodel.pt'} is hqq's pickle, which is not read; save it with hqq's "
+                "save_to_safetensors"
+            )
         else:
             raise CheckpointError(
                 f"{path} has neither model.safetensors nor model.safetensors.index.json"
@@ -128,6 +134,10 @@ class DirectoryCheckpoint(Checkpoint):
                 raise CheckpointError(
                     f"{name}: dtype {dtype} is no weight; floating point is needed"
                 )
+        marked = [n for n in self.names() if n.endswith(f".{hqq.MARK}")]
+        if marked and not self.config.get("quantization_config"):
+            modules = [n.removesuffix(f".{hqq.MARK}") for n in marked]
+            self.config["quantization_config"] = hqq.config_from_tensors(modules, self.load)
 
     def _open_shards(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")

@@ -11,8 +11,14 @@ from soroq.core.packing import pack_rows, unpack_columns
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.io.checkpoint import Checkpoint
+from soroq.io.formats import hqq
 from soroq.io.formats.registry import FORMATS, Format, format_of
 from soroq.io.formats.shared import Group
+
+REAL_ZEROS = (
+    "zero points between the integers (HQQ's), which kernels don't take; use "
+    "soroq.load(..., packed=False) or late=True"
+)
 
 
 class StoredWeights:
@@ -121,14 +127,17 @@ class DecodedMatrix(StoredMatrix):
         self, checkpoint: Checkpoint, module: str, args: QuantArgs, format_: Format
     ) -> None:
         self._checkpoint, self._module, self.args, self._format = checkpoint, module, args, format_
-        scales = checkpoint.info(f"{module}.scales")
+        scales = checkpoint.info(f"{module}.{'scale' if format_.name == 'hqq' else 'scales'}")
         words, columns = checkpoint.info(f"{module}.{format_.parts[0]}").shape
         per_word = 32 // args.bits
-        self.shape = {
-            "awq": (scales.shape[1], words),
-            "awq-gemv": (words, columns * per_word),
-            "mlx": (words, columns * per_word),
-        }.get(format_.name, (columns, words * per_word))
+        if format_.name == "hqq":
+            self.shape = hqq.read_shape(module, checkpoint.load)
+        else:
+            self.shape = {
+                "awq": (scales.shape[1], words),
+                "awq-gemv": (words, columns * per_word),
+                "mlx": (words, columns * per_word),
+            }.get(format_.name, (columns, words * per_word))
         self.scale_dtype = scales.dtype
         self._whole: QuantizedTensor | None = None
 
@@ -137,7 +146,8 @@ class DecodedMatrix(StoredMatrix):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Return rows as `StoredMatrix.rows` does.
 
-        Raises CheckpointError for groups that aren't neighbours, which no kernel reads.
+        Raises CheckpointError for groups that aren't neighbours and for zero points that are no
+        integers, which no kernel reads.
         """
         assert self.args is not None
         if self._whole is None:
@@ -151,6 +161,8 @@ class DecodedMatrix(StoredMatrix):
                 f"{self._module}: g_idx is not sorted (desc_act), and kernels read neighbours as a "
                 "group; use soroq.load(..., packed=False)"
             )
+        if whole.has_real_zeros:
+            raise CheckpointError(f"{self._module}: {REAL_ZEROS}")
         zeros = None if whole.zeros is None else whole.zeros[start:stop]
         return pack_rows(whole.codes[start:stop], whole.args.bits), whole.scales[start:stop], zeros
 

@@ -8,6 +8,8 @@ from soroq.models.architecture import Architecture, DecoderLayout
 from soroq.models.gemma3 import GEMMA3
 from soroq.models.llama import LLAMA
 
+QUANTIZED_MARKS = ("weight_packed", "qweight", "W_q")  # compressed-tensors, GPTQ and AWQ, HQQ
+
 ARCHITECTURES: dict[str, Architecture] = {
     model_type: arch for arch in (GEMMA3, LLAMA) for model_type in arch.model_types
 }
@@ -44,11 +46,10 @@ def find_layout(config: dict[str, Any], names: Collection[str]) -> DecoderLayout
         raise CheckpointError(f"no embedding found: looked for {tried}")
     for index in range(layout.n_blocks):
         for path in arch.linears:
-            name = f"{layout.block(index)}.{path}.weight"
-            gptq_or_awq = f"{layout.block(index)}.{path}.qweight"
-            if not any(n in names for n in (name, name + "_packed", gptq_or_awq)):
+            module = f"{layout.block(index)}.{path}"
+            if not any(f"{module}.{mark}" in names for mark in ("weight", *QUANTIZED_MARKS)):
                 raise CheckpointError(
-                    f"{name} is missing from the checkpoint (config.json promises "
+                    f"{module}.weight is missing from the checkpoint (config.json promises "
                     f"{layout.n_blocks} blocks)"
                 )
     return layout

@@ -224,5 +224,7 @@ def test_no_configuration_ends_in_anything_but_a_soroq_error(
 
 
 def test_an_unknown_format_names_those_there_are() -> None:
-    with pytest.raises(SchemeError, match="awq, awq-gemv, compressed-tensors, gptq, gptq-v2, mlx"):
+    with pytest.raises(
+        SchemeError, match="awq, awq-gemv, compressed-tensors, gptq, gptq-v2, hqq, mlx"
+    ):
         get_format("gpqt")

@@ -3,7 +3,9 @@
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,3 +73,43 @@ def test_without_the_library_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not warpgroups.can_run(torch.device("cpu"))
     matmul_tiles.library.cache_clear()
     warpgroups.is_built.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", ["matmul_tiles", "matmul_warpgroups"])
+def test_arguments_are_in_the_order_of_the_c_interface(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SOURCE.with_name(f"{kernel}.cu").read_text()
+    found = re.search(rf'extern "C" int soroq_{kernel}\((.*?)\)', source, flags=re.DOTALL)
+    assert found is not None
+    names = re.findall(r"(\w+)(?:,|$)", found[1])
+    given: list[int | None] = []
+
+    def launch(*arguments: int | None) -> int:
+        given.extend(arguments)
+        return 0
+
+    library = SimpleNamespace(**{f"soroq_{kernel}": launch})
+    monkeypatch.setattr(matmul_tiles, "library", lambda: library)
+    monkeypatch.setattr(warpgroups, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=9))
+    x, y, extra = torch.ones(20, 384).half(), torch.ones(20, 200), torch.ones(20, 200)
+    tiles, scales = torch.ones(4, 3, 64, 32, dtype=torch.int16), torch.ones(6, 256).half()
+    zeros = torch.ones(6, 256, dtype=torch.uint8)
+    weight = TiledWeight(tiles, scales, zeros, 200, 384, 64, 4)
+    partials, counters = torch.ones(1), torch.ones(1, dtype=torch.int32)
+    options = {"epilogue": "residual", "extra": extra, "overlaps": False}
+    config: CudaConfig | WarpgroupConfig
+    if kernel == "matmul_tiles":
+        config = CudaConfig(1, 2, 4, 1, 2, 3)
+        matmul_tiles.run(x, weight, y, config, partials, counters, **options)
+        memory = {"partials": partials.data_ptr(), "counters": counters.data_ptr()}
+    else:
+        config = WarpgroupConfig(64, 2, 3, 5, 4)
+        warpgroups.run(x, weight, y, config, **options)
+        memory = {"image": given[names.index("image")]}
+    tensors = {"x": x, "tiles": tiles, "scales": scales, "zeros": zeros, "y": y, "residual": extra}
+    wanted = {name: tensor.data_ptr() for name, tensor in tensors.items()} | memory | asdict(config)
+    wanted |= {"M": 20, "N": 200, "K": 384, "rows": 256, "span": 64, "bits": 4, "is_half": 1}
+    wanted |= {"y_is_float": 1, "epilogue": 1, "overlaps": 0, "stream": 9}
+    assert dict(zip(names, given, strict=True)) == wanted

@@ -16,8 +16,10 @@ from soroq.bench.kernels.machine_code import (
     SHARED_LIMIT,
     MachineCode,
     compile_matmul_tiles,
+    compile_matmul_w4a8,
     is_available,
 )
+from soroq.kernels.triton import w4a8_ops
 from soroq.kernels.triton.config import Config, rule
 
 if not is_available():
@@ -80,3 +82,22 @@ def test_a_conventional_dequantization_would_not_pass() -> None:
     config = rule(132, 1, 4096, 5376)
     plain = Config(config.block_m, config.block_n, 1, config.warps, config.stages, deferred=False)
     assert compile_matmul_tiles(90, plain, has_zeros=True).per_weight > BUDGET
+
+
+@pytest.mark.parametrize("M", [1, 32, 64, 256])
+@pytest.mark.parametrize(("group", "has_zeros"), [(128, False), (32, True), (5376, True)])
+@pytest.mark.parametrize("capability", [89, 90])
+def test_int4_by_float8_multiplies_in_float8(
+    capability: int, group: int, has_zeros: bool, M: int
+) -> None:
+    config = w4a8_ops.rule(132, M, 4096, 5376)
+    code = compile_matmul_w4a8(capability, config, group=group, has_zeros=has_zeros)
+    assert code.spilled == 0
+    assert code.shared <= SHARED_LIMIT[capability]
+    # every product in float8, Ada's instruction and Hopper's; none promoted to 16 bits
+    product = {89: r"QMMA\.16832\.F32\.E4M3\.E4M3", 90: r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3"}
+    assert code.count(product[capability]) == code.count(r".*MMA") > 0
+    assert code.count("F2F|F2I|F2FP") == 0  # codes become float8 without a conversion
+    assert code.count(r"LDGSTS.*\.128") >= config.block_n * 64 // (16 * 32 * config.warps)
+    if M == 1 and group >= 128:
+        assert code.per_weight <= BUDGET

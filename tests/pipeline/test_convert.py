@@ -35,6 +35,7 @@ REFUSED = {
     ("fp8", "awq-gemv"): "not float8",
     ("fp8", "gptq"): "not float8",
     ("fp8", "gptq-v2"): "not float8",
+    ("fp8", "hqq"): "not float8",
     ("fp8", "mlx"): "not float8",
     ("int4-row", "mlx"): "groups of 32, 64 or 128, not of the row",
 }
@@ -80,7 +81,7 @@ def test_every_scheme_is_equal_in_every_format_or_refused(
     assert step["source_sha256"] == open_checkpoint(source).sha256()
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq-v2", "awq", "awq-gemv", "mlx"])
+@pytest.mark.parametrize("name", ["gptq", "gptq-v2", "awq", "awq-gemv", "hqq", "mlx"])
 def test_there_and_back_gives_the_same_tensors(
     quantized: dict[str, Path], name: str, tmp_path: Path
 ) -> None:

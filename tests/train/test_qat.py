@@ -192,6 +192,9 @@ def test_what_cannot_be_trained_is_refused(tiny: Any, start: Path, tmp_path: Pat
     other = write_tiny_model(tmp_path / "other", intermediate_size=96)
     with pytest.raises(CheckpointError, match=r"config.json differs"):
         build_student(open_stored(start), open_stored(other))
+    hqq = open_stored(Path(__file__).parents[1] / "io" / "golden" / "hqq")
+    with pytest.raises(SchemeError, match="integer zero points or none"):
+        build_student(hqq, hqq)
     recipe = Recipe(get_scheme("fp8-rtn"))
     quantize(str(tiny.model), tmp_path / "fp8", recipe=recipe, calibration=None)
     with pytest.raises(SchemeError, match="qat trains int4 and int8"):

@@ -36,7 +36,7 @@ def encode(module: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
     """Return the stored tensors of one linear. Raises FormatError for scales beyond float16."""
     return {
         f"{module}.qweight": _pack(quantized.codes.t()),
-        f"{module}.qzeros": _pack(zero_points(quantized).t()),
+        f"{module}.qzeros": _pack(zero_points(module, quantized).t()),
         f"{module}.scales": as_float16(module, quantized.scales).t().contiguous(),
     }
 

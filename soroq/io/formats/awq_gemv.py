@@ -29,7 +29,7 @@ _HALF = 8  # what a code of 0 is stored as
 
 def encode(module: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
     """Return the stored tensors of one linear. Raises FormatError for scales beyond float16."""
-    zeros = zero_points(quantized)
+    zeros = zero_points(module, quantized)
     missing = 8 * _width(quantized.shape[1], quantized.args.group_size) - zeros.shape[1]
     scales = as_float16(module, quantized.scales)
     return {

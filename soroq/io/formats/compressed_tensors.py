@@ -15,6 +15,7 @@ from soroq.core.errors import CheckpointError
 from soroq.core.packing import pack_columns, pack_rows, unpack_columns, unpack_rows
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs, Scheme
+from soroq.io.formats.shared import refuse_real_zeros
 
 PACK = "pack-quantized"
 FLOAT = "float-quantized"
@@ -29,7 +30,11 @@ PARTS = (
 
 
 def encode(module: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
-    """Return the stored tensors of one linear, by their full names."""
+    """Return the stored tensors of one linear, by their full names.
+
+    Raises FormatError when zero points are no integers.
+    """
+    refuse_real_zeros(module, quantized)
     if quantized.args.dtype == "float":
         return {
             f"{module}.weight": quantized.codes,

@@ -54,7 +54,7 @@ def encode(module: str, quantized: QuantizedTensor) -> torch.Tensor:
         return blocks.pack_q8_0(quantized.codes, d)
     if kind == "Q4_0":
         return blocks.pack_q4_0(quantized.codes, d)
-    steps = zero_points(quantized).float().repeat_interleave(repeats, 1) + 8
+    steps = zero_points(module, quantized).float().repeat_interleave(repeats, 1) + 8
     return blocks.pack_q4_1(quantized.codes + 8, d, _minimum(d, steps))
 
 

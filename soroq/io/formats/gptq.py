@@ -35,7 +35,7 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 def encode(module: str, quantized: QuantizedTensor, *, v2: bool) -> dict[str, torch.Tensor]:
     """Return the stored tensors of one linear. Raises FormatError for values that don't fit."""
     args = quantized.args
-    zeros = zero_points(quantized)
+    zeros = zero_points(module, quantized)
     if not v2:
         if bool((zeros == args.code_min).any()):
             raise FormatError(

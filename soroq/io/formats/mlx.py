@@ -30,7 +30,7 @@ def encode(module: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
     """Return the stored tensors of one linear. Raises FormatError for scales without a bias."""
     half = 2 ** (quantized.args.bits - 1)
     scales = quantized.scales
-    exact = -(zero_points(quantized).double() + half) * scales.double()
+    exact = -(zero_points(module, quantized).double() + half) * scales.double()
     biases = exact.to(scales.dtype)
     if not torch.equal(biases.double(), exact):
         scales, biases = scales.float(), exact.float()

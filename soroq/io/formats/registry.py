@@ -15,7 +15,7 @@ import torch
 from soroq.core.errors import CheckpointError, SchemeError
 from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs, Scheme
-from soroq.io.formats import awq, awq_gemv, compressed_tensors, gptq, mlx
+from soroq.io.formats import awq, awq_gemv, compressed_tensors, gptq, hqq, mlx
 from soroq.io.formats.shared import Group
 
 Numbers = Mapping[str, tuple[QuantArgs, QuantArgs | None]]
@@ -111,6 +111,16 @@ FORMATS: dict[str, Format] = {
             awq_gemv.refuses,
         ),
         Format(
+            "hqq",
+            hqq.MARK,
+            hqq.PARTS,
+            hqq.encode,
+            hqq.decode,
+            lambda numbers, ignore: hqq.config(_first(numbers), ignore),
+            hqq.parse,
+            hqq.refuses,
+        ),
+        Format(
             "mlx",
             "biases",
             mlx.PARTS,
@@ -149,10 +159,10 @@ def format_of(config: Any) -> Format:
         return FORMATS[names[stored]]
     if method == "soroq":  # the same tensors and fields; transformers knows who is to open it
         return FORMATS["compressed-tensors"]
-    if method not in ("compressed-tensors", "awq"):
+    if method not in ("compressed-tensors", "awq", "hqq"):
         raise CheckpointError(
-            f"quant_method {method!r} is not readable; awq, compressed-tensors, gptq, soroq and "
-            "mlx, which names none, are"
+            f"quant_method {method!r} is not readable; awq, compressed-tensors, gptq, hqq, soroq "
+            "and mlx, which names none, are"
         )
     if method == "awq" and str(config.get("version", "")).lower() == awq_gemv.VERSION:
         return FORMATS["awq-gemv"]

@@ -31,6 +31,10 @@ def objections(config: Mapping[str, Any]) -> dict[str, str | None]:
             SERVERS, "only soroq knows quant_method soroq; convert to compressed-tensors"
         )
     format_ = format_of(dict(config))
+    if format_.name == "hqq":
+        return dict.fromkeys(
+            SERVERS, "nobody asked it about hqq; with integer zero points, convert"
+        )
     if format_.name not in SERVED:
         return dict.fromkeys(SERVERS, f"it doesn't read {format_.name}")
     found: dict[str, str | None] = dict.fromkeys(SERVERS)

@@ -26,11 +26,23 @@ def as_float16(module: str, scales: torch.Tensor) -> torch.Tensor:
     return half
 
 
-def zero_points(quantized: QuantizedTensor) -> torch.Tensor:
-    """Return zero points int8 (N, K // G) in signed code units: 0 where there are none."""
+def zero_points(module: str, quantized: QuantizedTensor) -> torch.Tensor:
+    """Return zero points int8 (N, K // G) in signed code units: 0 where there are none.
+
+    Raises FormatError when they are no integers.
+    """
     if quantized.zeros is not None:
+        refuse_real_zeros(module, quantized)
         return quantized.zeros
     return torch.zeros(quantized.scales.shape, dtype=torch.int8)
+
+
+def refuse_real_zeros(module: str, quantized: QuantizedTensor) -> None:
+    """Raise FormatError when zero points are real numbers (HQQ's), not integers."""
+    if quantized.has_real_zeros:
+        raise FormatError(
+            f"{module}: zero points between the integers (HQQ's), which only hqq stores"
+        )
 
 
 def refuse_beyond_integers(

@@ -21,6 +21,11 @@ def test_every_part_runs_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
     documents = {part: json.loads((tmp_path / f"{part}.json").read_text()) for part in gpu.PARTS}
     assert all(document["device"] == "interpreter" for document in documents.values())
     assert all(not entry["failed"] for entry in documents["check"]["entries"])
+    by_float8 = documents["w4a8"]["entries"]
+    checked = [entry for entry in by_float8 if "problem" in entry]
+    assert checked and all(0 < entry["worst"] <= 4e-6 for entry in checked)
+    timed = {entry["name"] for entry in by_float8 if "microseconds" in entry}
+    assert {"soroq W4A8", "soroq W4A8 with rounding x", "soroq int4"} < timed
     names = {entry["name"] for entry in documents["sweep"]["entries"]}
     assert names == {"soroq int4", "torch bfloat16", "read the same bytes"}
     assert not list(tmp_path.glob("interpreter*"))  # no configuration is kept from a trial
