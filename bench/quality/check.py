@@ -45,6 +45,7 @@ from soroq.bench.quality.sets import (
 from soroq.bench.quality.stats import (
     Floats,
     Interval,
+    bounded_mean_interval,
     mean_interval,
     quantile_interval,
     share_interval,
@@ -335,9 +336,9 @@ def _generation_measures(base: Sequence[Health], quant: Sequence[Health]) -> Mea
     less = np.array([b.cyrillic - q.cyrillic for b, q in zip(base, quant, strict=True)])
     empty = sum(q.empty for q in quant)
     found: dict[str, Measure] = {
-        "repetition_increase": at_level(mean_interval, more),
-        "cyrillic_drop": at_level(mean_interval, less),
-        "foreign_increase": at_level(mean_interval, switched),
+        "repetition_increase": at_level(bounded_mean_interval, more),
+        "cyrillic_drop": at_level(bounded_mean_interval, less),
+        "foreign_increase": at_level(bounded_mean_interval, switched),
         "empty": lambda level: share_interval(round(empty), len(quant), level=level),
     }
     return {("generation", "generation", name): measure for name, measure in found.items()}

@@ -121,21 +121,51 @@ def student_quantile(p: float, freedom: int) -> float:
     return (low + high) / 2
 
 
+def bounded_mean_interval(
+    values: Sequence[float] | Floats, *, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Return the mean of one value in [−1, 1] a unit, most of them alike, with its interval.
+
+    Eight answers of which none changed don't say that none would: while fewer than FEW units differ
+    from the commonest value, the interval reaches at least as far as Wilson's does for a share of
+    which nothing was seen, each unseen change counted as 1.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    found = mean_interval(x, level=level, seed=seed)
+    _, counts = np.unique(x, return_counts=True)
+    if len(x) - counts.max() >= FEW:
+        return found
+    reach = share_interval(0, len(x), level=level).high
+    low, high = min(found.low, found.estimate - reach), max(found.high, found.estimate + reach)
+    return Interval(found.estimate, low, high, found.n, level)
+
+
 def quantile_interval(
     groups: Sequence[Floats], q: float, *, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return the q-quantile of all values; the interval comes from resampling whole groups."""
+    """Return the q-quantile of all values; the interval comes from resampling whole groups.
+
+    Resampled quantiles of a few groups lie too close together (of three groups the percentile
+    interval missed a high quantile from below 3 times in 10), so their spread is widened to that of
+    a sample and reaches as far as Student's t says, on the logarithms where all are positive.
+    """
     rng = np.random.default_rng(seed)
     estimate = float(np.quantile(np.concatenate(groups), q))
     n = len(groups)
     if n < 3:
         return Interval(estimate, -math.inf, math.inf, n, level)
-    drawn = [
-        np.quantile(np.concatenate([groups[i] for i in rng.integers(0, n, n)]), q)
-        for _ in range(RESAMPLES // 4)
-    ]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), n, level)
+    drawn = np.array(
+        [
+            np.quantile(np.concatenate([groups[i] for i in rng.integers(0, n, n)]), q)
+            for _ in range(RESAMPLES // 4)
+        ]
+    )
+    times = student_quantile((1 + level) / 2, n - 1) * math.sqrt(n / (n - 1))
+    if estimate > 0 and drawn.min() > 0:
+        factor = math.exp(times * float(np.log(drawn).std(ddof=1)))
+        return Interval(estimate, estimate / factor, estimate * factor, n, level)
+    reach = times * float(drawn.std(ddof=1))
+    return Interval(estimate, estimate - reach, estimate + reach, n, level)
 
 
 def share_interval(k: int, n: int, *, level: float = 0.95) -> Interval:

@@ -116,7 +116,7 @@ def test_a_model_against_itself_passes_any_gate(
     gate = tmp_path / "gate.toml"
     gate.write_text(
         "[text.tg]\ndelta_nll = 0.0\nkl = 0.0\nkl_p99 = 0.0\ntop1 = 1.0\nnon_finite = 0\n"
-        "[task.free]\nscore_difference = 0.0\n[task.items]\nrecovery = 0.5\n"
+        "[task.free]\nscore_difference = -0.9\n[task.items]\nrecovery = 0.5\n"
     )
     found = check(_request((models[0], models[0]), files, tmp_path / "c", gate=gate))
     assert found.verdict == "pass", [str(f) for f in found.findings]
@@ -309,10 +309,10 @@ RUSSIAN = "Утром дети пришли в школу, и учитель р�
 
 
 @pytest.mark.parametrize(
-    ("quant", "verdict"), [([TAJIK] * 12, "pass"), ([TAJIK] * 4 + [RUSSIAN] * 8, "fail")]
+    ("quant", "verdict"), [([TAJIK] * 36, "pass"), ([TAJIK] * 24 + [RUSSIAN] * 12, "fail")]
 )
 def test_the_default_gate_sees_a_switch_to_russian(quant: list[str], verdict: str) -> None:
-    measured = _generation_measures(*([health(t) for t in ts] for ts in ([TAJIK] * 12, quant)))
+    measured = _generation_measures(*([health(t) for t in ts] for ts in ([TAJIK] * 36, quant)))
     found = {f.metric: f.verdict for f in judge(read_gate(None), measured)}
     assert found == {
         "empty": "pass",

@@ -1,6 +1,7 @@
 """Intervals keep their promise: coverage and false passes by simulation, known values by hand."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from soroq.bench.quality import stats
 from soroq.bench.quality.stats import (
     PairedCounts,
+    bounded_mean_interval,
     difference_interval,
     holm,
     mcnemar,
@@ -104,14 +106,41 @@ def test_equal_values_are_a_point_and_one_value_tells_nothing() -> None:
     assert (alone.low, alone.high) == (-math.inf, math.inf)
 
 
-def test_quantile_intervals_hold_the_quantile() -> None:
+@pytest.mark.parametrize("n", [3, 8, 24], ids=lambda n: f"{n}-groups")
+def test_quantile_intervals_hold_the_quantile(n: int) -> None:
+    """Windows differ: tokens of a log-normal divergence, each window with a factor of its own."""
+    truth = _lognormal_quantile(0.9, 1.0, 0.4)
     rng = np.random.default_rng(0)
-    covered = 0
+    covered = above = 0
     for repeat in range(200):
-        groups = [rng.exponential(size=200) for _ in range(24)]
+        groups = [rng.lognormal(rng.normal(0, 0.4), 1.0, 100) for _ in range(n)]
         interval = quantile_interval(groups, 0.9, seed=repeat)
-        covered += interval.low <= -math.log(0.1) <= interval.high
+        covered += interval.low <= truth <= interval.high
+        above += interval.high < truth
     assert covered / 200 >= 0.90
+    assert above / 200 <= 0.08  # what a limit would let pass; 0.3 by percentiles of three groups
+
+
+def _lognormal_quantile(q: float, tokens: float, windows: float) -> float:
+    return math.exp(NormalDist(0, math.hypot(tokens, windows)).inv_cdf(q))
+
+
+@pytest.mark.parametrize("n", [4, 8, 16, 64], ids=lambda n: f"{n}-prompts")
+def test_rare_changes_are_not_let_pass_unseen(n: int) -> None:
+    """One answer in five falls apart: a limit of that much must be kept 39 times in 40."""
+    rng = np.random.default_rng(n)
+    passed = 0
+    for repeat in range(REPEATS):
+        changes = (rng.random(n) < 0.2).astype(float)
+        passed += bounded_mean_interval(changes, seed=repeat).high < 0.2
+    assert passed / REPEATS <= 0.06
+
+
+def test_a_bounded_mean_of_values_that_all_differ_is_as_sure_as_the_bootstrap() -> None:
+    x = np.random.default_rng(0).normal(0.02, 0.05, 40)
+    assert bounded_mean_interval(x) == mean_interval(x)
+    few = bounded_mean_interval(np.zeros(8))
+    assert few.estimate == 0 and few.high == -few.low == pytest.approx(0.324, abs=1e-3)
 
 
 def test_power_says_what_would_be_seen() -> None:

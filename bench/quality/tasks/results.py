@@ -12,10 +12,10 @@ from soroq.bench.quality.scores import Listen, Scorer
 from soroq.bench.quality.stats import (
     Interval,
     PairedCounts,
+    bounded_mean_interval,
     difference_interval,
     holm,
     mcnemar,
-    mean_interval,
     recovery_interval,
     smallest_visible_difference,
     smallest_visible_mean,
@@ -180,7 +180,7 @@ def _choice_measures(label: str, counts: PairedCounts) -> Measures:
 
 def _free_measures(label: str, base: Any, quant: Any) -> Measures:
     return {
-        ("task", label, "score_difference"): at_level(mean_interval, quant - base),
+        ("task", label, "score_difference"): at_level(bounded_mean_interval, quant - base),
         ("task", label, "recovery"): lambda level: _share(base, quant, level),
     }
 
@@ -217,7 +217,7 @@ def _free_result(
         n=len(base),
         base=float(base.mean()),
         quant=float(quant.mean()),
-        difference=mean_interval(quant - base, level=level),
+        difference=bounded_mean_interval(quant - base, level=level),
         recovery=_share(base, quant, level),
         p_value=math.nan,
         p_adjusted=math.nan,
@@ -232,5 +232,5 @@ def _share(base: Any, quant: Any, level: float) -> Interval:
         return Interval(math.nan, 0.0, math.inf, len(base), level)
     ratio = float(quant.mean()) / mean
     # the mean of quant − ratio · base is 0; its spread, by the base's mean, is that of the ratio
-    around = mean_interval(quant - ratio * base, level=level)
+    around = bounded_mean_interval(quant - ratio * base, level=level)
     return Interval(ratio, ratio + around.low / mean, ratio + around.high / mean, len(base), level)
