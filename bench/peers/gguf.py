@@ -31,7 +31,7 @@ from soroq.calib.dataset import CalibrationSet
 BENCH = "gguf_peers"
 TYPES = ("Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M")
 OURS = {"Q4_0": ("--sym",), "Q4_1": ("--asym",)}  # what makes soroq's file of that type
-SAMPLES, CALIBRATION_LENGTH = 128, 512  # soroq quantize's own defaults
+CALIBRATION_LENGTH = 512  # soroq quantize's and llama-imatrix's own default
 
 
 def window_nll(llama: Llama, path: Path, windows: EvalSet) -> torch.Tensor:
@@ -49,13 +49,14 @@ def window_nll(llama: Llama, path: Path, windows: EvalSet) -> torch.Tensor:
     return torch.stack(found)
 
 
-def calibration_of(model: str) -> CalibrationSet:
-    """Return the tokens that `soroq quantize MODEL` looks at."""
+def calibration_of(model: str, samples: int) -> CalibrationSet:
+    """Return the tokens that `soroq quantize MODEL --samples …` looks at."""
     from soroq.calib.sources import builtin_documents
     from soroq.commands.calibration import DEFAULT_MIX, build_set
 
+    documents = {language: list(builtin_documents(language, "calib")) for language in DEFAULT_MIX}
     return build_set(
-        builtin_documents(), DEFAULT_MIX, model, SAMPLES, CALIBRATION_LENGTH, 0, "builtin"
+        documents, DEFAULT_MIX, model, samples, CALIBRATION_LENGTH, seed=0, name="builtin"
     )
 
 
@@ -76,14 +77,15 @@ def importance(
     return matrix
 
 
-def soroq_file(model: str, scheme: str, kind: str, work: Path) -> Path:
+def soroq_file(model: str, scheme: str, kind: str, samples: int, work: Path) -> Path:
     """Quantize and convert, where that isn't done yet; return the .gguf file."""
     made, out = work / f"soroq-{scheme}-{kind}", work / f"soroq-{scheme}-{kind}.gguf"
     if out.is_file():
         return out
     if not (made / "soroq.json").is_file():
         options = ("--scheme", scheme, "--group-size", "32", *OURS[kind], "--embed", "int8")
-        _soroq("quantize", model, *options, "--resume", "-o", str(made))
+        options = (*options, "--samples", str(samples), "--resume")
+        _soroq("quantize", model, *options, "-o", str(made))
     _soroq("convert", str(made), str(out), "--format", "gguf")
     return out
 
@@ -94,7 +96,12 @@ def _soroq(*arguments: str) -> None:
 
 
 def make_files(
-    llama: Llama, model: str, types: Sequence[str], schemes: Sequence[str], work: Path
+    llama: Llama,
+    model: str,
+    types: Sequence[str],
+    schemes: Sequence[str],
+    samples: int,
+    work: Path,
 ) -> tuple[dict[tuple[str, str], Path], CalibrationSet]:
     """Return the files by (who made it, type); the original is ("original", "BF16")."""
     work.mkdir(parents=True, exist_ok=True)
@@ -102,7 +109,7 @@ def make_files(
     if not base.is_file():
         _soroq("convert", model, str(base), "--format", "gguf")
     files = {("original", "BF16"): base}
-    calibration = calibration_of(model)
+    calibration = calibration_of(model, samples)
     matrix = importance(llama, base, calibration, work / "imatrix.safetensors")
     for kind in types:
         out = work / f"llama-{kind}.gguf"
@@ -113,7 +120,7 @@ def make_files(
         files["llama.cpp with imatrix", kind] = out
         if kind in OURS:
             for scheme in schemes:
-                files[f"soroq {scheme}", kind] = soroq_file(model, scheme, kind, work)
+                files[f"soroq {scheme}", kind] = soroq_file(model, scheme, kind, samples, work)
     return files, calibration
 
 
@@ -128,7 +135,7 @@ def score(
         found[maker, kind] = nll
         values = {
             **facts,
-            "text": windows.language,
+            "text": windows.name,
             "text_sha256": windows.sha256,
             "maker": maker,
             "type": kind,
@@ -141,7 +148,7 @@ def score(
         if maker.startswith("soroq"):
             values |= _difference("from_llama", nll, found["llama.cpp with imatrix", kind])
         append_record(BENCH, values)
-        print(windows.language, maker, kind, values["perplexity"], flush=True)
+        print(windows.name, maker, kind, values["perplexity"], flush=True)
 
 
 def _difference(name: str, nll: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
@@ -186,6 +193,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", default=[], help="name=file")
     parser.add_argument("--types", default=",".join(TYPES))
     parser.add_argument("--schemes", default="int4-gptq", help="of soroq, for Q4_0 and Q4_1")
+    parser.add_argument("--samples", type=int, default=128, help="windows of calibration")
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
@@ -205,7 +213,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     llama = Llama("llama.cpp", folder, args.threads)
     types, schemes = args.types.split(","), args.schemes.split(",")
-    files, calibration = make_files(llama, args.model, types, schemes, args.work)
+    files, calibration = make_files(llama, args.model, types, schemes, args.samples, args.work)
     facts = {
         "model": Path(args.model).name,
         "model_sha256": open_checkpoint(args.model).sha256(),

@@ -5,9 +5,9 @@
 
 What llama-imatrix does (tools/imatrix/imatrix.cpp): the scheduler's callback is shown every matrix
 product of a block, before and behind it, and the squares of its right operand are summed; the head
-is left out, as by default there. It is done here because the prebuilt llama.cpp is libraries without
-programs, and so that both quantizers see the same tokens, not only the same text. Differs: windows
-are given as ids, where the program cuts one long text.
+is left out, as by default there. It is done here because the prebuilt llama.cpp is libraries
+without programs, and so that both quantizers see the same tokens, not only the same text. Differs:
+windows are given as ids, where the program cuts one long text.
 """
 
 import ctypes
