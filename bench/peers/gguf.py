@@ -13,6 +13,7 @@ windows (paired).
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,10 +28,14 @@ from soroq.bench.peers.llama import FTYPES, Llama
 from soroq.bench.quality.sets import EvalSet, make_set, read_passages
 from soroq.bench.record import append_record, read_records
 from soroq.calib.dataset import CalibrationSet
+from soroq.calib.sample import build_calibration
+from soroq.calib.sources import builtin_documents
+from soroq.core.errors import CalibrationError
 
 BENCH = "gguf_peers"
 TYPES = ("Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M")
 OURS = {"Q4_0": ("--sym",), "Q4_1": ("--asym",)}  # what makes soroq's file of that type
+MIX = {"tg": 0.7, "en": 0.3}  # of languages in the calibration, soroq quantize's default
 CALIBRATION_LENGTH = 512  # soroq quantize's and llama-imatrix's own default
 
 
@@ -51,12 +56,19 @@ def window_nll(llama: Llama, path: Path, windows: EvalSet) -> torch.Tensor:
 
 def calibration_of(model: str, samples: int) -> CalibrationSet:
     """Return the tokens that `soroq quantize MODEL --samples …` looks at."""
-    from soroq.calib.sources import builtin_documents
-    from soroq.commands.calibration import DEFAULT_MIX, build_set
+    from soroq.loading import load_tokenizer
 
-    documents = {language: list(builtin_documents(language, "calib")) for language in DEFAULT_MIX}
-    return build_set(
-        documents, DEFAULT_MIX, model, samples, CALIBRATION_LENGTH, seed=0, name="builtin"
+    tokenizer = load_tokenizer(model)
+    return build_calibration(
+        {language: list(builtin_documents(language, "calib")) for language in MIX},
+        lambda document: tokenizer.encode(document.plain, add_special_tokens=False),
+        bos=tokenizer.bos_token_id,
+        n_samples=samples,
+        seq_len=CALIBRATION_LENGTH,
+        mix=MIX,
+        seed=0,
+        name="builtin",
+        tokenizer=type(tokenizer).__name__,
     )
 
 
@@ -77,15 +89,21 @@ def importance(
     return matrix
 
 
-def soroq_file(model: str, scheme: str, kind: str, samples: int, work: Path) -> Path:
-    """Quantize and convert, where that isn't done yet; return the .gguf file."""
+def soroq_file(model: str, scheme: str, kind: str, calibration: CalibrationSet, work: Path) -> Path:
+    """Quantize and convert, where that isn't done yet; return the .gguf file.
+
+    Raises CalibrationError when the quantized model in `work` was made from other tokens.
+    """
     made, out = work / f"soroq-{scheme}-{kind}", work / f"soroq-{scheme}-{kind}.gguf"
     if out.is_file():
         return out
     if not (made / "soroq.json").is_file():
         options = ("--scheme", scheme, "--group-size", "32", *OURS[kind], "--embed", "int8")
-        options = (*options, "--samples", str(samples), "--resume")
+        options = (*options, "--samples", str(len(calibration.ids)), "--resume")
         _soroq("quantize", model, *options, "-o", str(made))
+    seen = json.loads((made / "soroq.json").read_text(encoding="utf-8"))["calibration"]["sha256"]
+    if seen != calibration.sha256:
+        raise CalibrationError(f"{made} was calibrated on other tokens; give another --work folder")
     _soroq("convert", str(made), str(out), "--format", "gguf")
     return out
 
@@ -120,7 +138,7 @@ def make_files(
         files["llama.cpp with imatrix", kind] = out
         if kind in OURS:
             for scheme in schemes:
-                files[f"soroq {scheme}", kind] = soroq_file(model, scheme, kind, samples, work)
+                files[f"soroq {scheme}", kind] = soroq_file(model, scheme, kind, calibration, work)
     return files, calibration
 
 

@@ -4,9 +4,10 @@
 
 The demo model was expanded from a Q4_K_M file, so its weights lie on llama.cpp's grids: rounding
 them to such a grid again is either exact or hits the middle between two codes, and neither says
-anything about other models. Here each input channel of each linear is multiplied by a random factor in
-[0.8, 1.25] which what stands before it (norm, v_proj, up_proj) is divided by. The function stays,
-to bfloat16's rounding; neighbours in a block have no common step any more. Gemma 3 only.
+anything about other models. Here each input channel of each linear is multiplied by a random
+factor in [0.8, 1.25] which what stands before it (norm, v_proj, up_proj) is divided by. The
+function stays, to bfloat16's rounding; neighbours in a block have no common step any more. Gemma 3
+only.
 """
 
 import argparse
