@@ -83,7 +83,6 @@ def importance(
         with safe_open(kept, framework="pt") as file:
             if (file.metadata() or {}).get("calibration") == calibration.sha256:
                 return load_file(kept)
-    print(f"importance matrix over {calibration.ids.numel()} tokens", file=sys.stderr, flush=True)
     matrix = measure(llama, base, calibration.ids)
     save_file(matrix, kept, {"calibration": calibration.sha256})
     return matrix

@@ -11,6 +11,7 @@ windows are given as ids, where the program cuts one long text.
 """
 
 import ctypes
+import sys
 from collections.abc import Callable
 from ctypes import c_bool, c_char, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -97,7 +98,8 @@ def measure(llama: Llama, model: Path, ids: torch.Tensor) -> dict[str, torch.Ten
     collector = Collector(llama)
     callback = collector.callback()
     with llama.open(model, window=ids.shape[1], watch=callback) as running:
-        for window in ids.tolist():
+        for done, window in enumerate(ids.tolist()):
+            print(f"importance matrix {done}/{len(ids)}", file=sys.stderr, flush=True)
             running.clear()
             running.evaluate(window)
             if collector.error is not None:
