@@ -101,7 +101,8 @@ def measure(llama: Llama, model: Path, ids: torch.Tensor) -> dict[str, torch.Ten
         for done, window in enumerate(ids.tolist()):
             print(f"importance matrix {done}/{len(ids)}", file=sys.stderr, flush=True)
             running.clear()
-            running.evaluate(window)
+            # of every token: else the last block goes on with one token behind its attention
+            running.evaluate(window, every=True)
             if collector.error is not None:
                 raise RuntimeError(collector.error)
     if not collector.sums:
