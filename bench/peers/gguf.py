@@ -97,9 +97,9 @@ def soroq_file(model: str, scheme: str, kind: str, calibration: CalibrationSet, 
     if out.is_file():
         return out
     if not (made / "soroq.json").is_file():
-        options = ("--scheme", scheme, "--group-size", "32", *OURS[kind], "--embed", "int8")
-        options = (*options, "--samples", str(len(calibration.ids)), "--resume")
-        _soroq("quantize", model, *options, "-o", str(made))
+        numbers = ("--scheme", scheme, "--group-size", "32", *OURS[kind], "--embed", "int8")
+        windows = ("--samples", str(len(calibration.ids)))
+        _soroq("quantize", model, *numbers, *windows, "--resume", "-o", str(made))
     seen = json.loads((made / "soroq.json").read_text(encoding="utf-8"))["calibration"]["sha256"]
     if seen != calibration.sha256:
         raise CalibrationError(f"{made} was calibrated on other tokens; give another --work folder")

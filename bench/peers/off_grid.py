@@ -68,16 +68,15 @@ def write_off_grid(source: Checkpoint, out: Path, seed: int = 0) -> None:
     config = source.config
     require_empty_dir(out)
     out.mkdir(parents=True, exist_ok=True)
+    heads = int(config["num_attention_heads"]) // int(config["num_key_value_heads"])
     changed: dict[str, torch.Tensor] = {}
     for block in range(int(config["num_hidden_layers"])):
         prefix = f"model.layers.{block}."
-        heads = int(config["num_attention_heads"]) // int(config["num_key_value_heads"])
-        found = scaled_block(
-            lambda name, prefix=prefix: source.load(prefix + name),
-            heads,
-            int(config["head_dim"]),
-            seed + block,
-        )
+
+        def load(name: str, prefix: str = prefix) -> torch.Tensor:
+            return source.load(prefix + name)
+
+        found = scaled_block(load, heads, int(config["head_dim"]), seed + block)
         changed |= {prefix + name: tensor for name, tensor in found.items()}
     writer = ShardedWriter(out)
     for name in source.names():

@@ -3,6 +3,7 @@
 What needs llama.cpp itself stands in tests/export/test_gguf.py.
 """
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,9 @@ def test_a_callback_is_put_where_two_null_pointers_stand_before_the_cache_types(
         params.bytes[place] = value
     params.bytes[29] = -1
 
-    @llama.ctypes.CFUNCTYPE(llama.c_bool)
-    def watch() -> bool:
-        return True
-
+    watch = ctypes.CFUNCTYPE(ctypes.c_bool)(lambda: True)
     llama._set_callback(params, watch)
-    address = llama.ctypes.cast(watch, llama.c_void_p).value
+    address = ctypes.cast(watch, ctypes.c_void_p).value
     assert address is not None
     low, high = params.bytes[30] & 0xFFFFFFFF, params.bytes[31] & 0xFFFFFFFF
     assert (high << 32 | low) == address
