@@ -9,7 +9,7 @@ from soroq.core.errors import CheckpointError, SchemeError
 from soroq.export.target import ExportManifest, read_export
 from soroq.io.checkpoint import open_stored
 from soroq.io.formats.registry import format_of
-from soroq.io.formats.serving import objections
+from soroq.io.formats.serving import gguf_objections, objections
 from soroq.io.writer import sha256_file
 from soroq.manifest import read_manifest
 from soroq.models.registry import ARCHITECTURES
@@ -67,7 +67,9 @@ def describe(source: str | Path) -> Description:
             told += f", {args.bits} bits, group {group}"
         facts.append(("format", f"{method}, {told}"))
     directory = Path(checkpoint.path)
-    if quantization and directory.is_dir():  # a GGUF's configuration is soroq's reading of it
+    if directory.is_file():  # a GGUF, whose quantization_config is soroq's reading of it
+        facts += _told(gguf_objections(model_type))
+    elif quantization:
         facts += _servers(quantization)
     manifest = read_manifest(directory) if directory.is_dir() else None
     if manifest is None:
@@ -95,6 +97,10 @@ def _servers(quantization: dict[str, Any]) -> list[tuple[str, str]]:
         found = objections(quantization)
     except (CheckpointError, SchemeError):  # numbers that soroq can't read, but describes
         return []
+    return _told(found)
+
+
+def _told(found: dict[str, str | None]) -> list[tuple[str, str]]:
     return [(name, reason or "opens it, by its rules") for name, reason in found.items()]
 
 

@@ -11,17 +11,31 @@ came of it is asked back. Thread counts and pools are set by functions.
 """
 
 import ctypes
-from collections.abc import Sequence
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_uint32, c_void_p
+from collections.abc import Mapping, Sequence
+from ctypes import (
+    POINTER,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int8,
+    c_int32,
+    c_size_t,
+    c_uint32,
+    c_void_p,
+)
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from soroq.bench.kernels.ggml import Ggml
 
-FTYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q4_0_R8": 202}  # enum llama_ftype; R8: ik_llama.cpp
+# enum llama_ftype; R8: ik_llama.cpp
+FTYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q4_K_S": 14, "Q4_K_M": 15, "Q4_0_R8": 202}
 Array = np.ndarray[Any, Any]
+_IMPORTANCE_OFFSET = 24  # llama.h, llama_model_quantize_params.imatrix, behind 4 ints and 6 bools
 _ROOM = 512  # bytes; the longest structure, llama_context_params, has about 200
 
 
@@ -40,6 +54,12 @@ class _Batch(ctypes.Structure):
         ("logits", POINTER(c_int8)),
         ("more", c_int32 * 16),
     ]
+
+
+class _Importance(ctypes.Structure):
+    """llama.h, struct llama_model_imatrix_data: since 2026 the quantizer takes a list of these."""
+
+    _fields_ = [("name", c_char_p), ("data", c_void_p), ("size", c_size_t)]
 
 
 class Llama:
@@ -62,16 +82,32 @@ class Llama:
         function.restype, function.argtypes = result, [kind for kind, _ in arguments]
         return function(*(value for _, value in arguments))
 
-    def quantize(self, source: Path, out: Path, ftype: int, embedding: int | None) -> None:
+    def quantize(
+        self,
+        source: Path,
+        out: Path,
+        ftype: int,
+        embedding: int | None,
+        *,
+        matrix: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Quantize a float GGUF; `embedding`: the ggml type of the tied embedding and head.
 
-        None: what llama.cpp itself would take.
+        None: what llama.cpp itself would take. matrix: the importance of each input column,
+        float32 (K,) by tensor name (`soroq.bench.peers.imatrix`).
         """
         params = self.call("llama_model_quantize_default_params", _Opaque)
         params.bytes[0] = self.threads
         params.bytes[1] = ftype
         if embedding is not None:
             params.bytes[2] = params.bytes[3] = embedding  # output tensor, token embedding
+        rows = (_Importance * (len(matrix or {}) + 1))()  # the last one, empty, ends the list
+        held = [(name.encode(), values.contiguous()) for name, values in (matrix or {}).items()]
+        for row, (name, values) in zip(rows, held, strict=False):
+            row.name, row.data, row.size = name, values.data_ptr(), values.numel()
+        if held:
+            place = ctypes.addressof(params) + _IMPORTANCE_OFFSET
+            c_void_p.from_address(place).value = ctypes.addressof(rows)
         paths = ((c_char_p, str(source).encode()), (c_char_p, str(out).encode()))
         status = self.call(
             "llama_model_quantize", c_uint32, *paths, (c_void_p, ctypes.addressof(params))
@@ -79,15 +115,18 @@ class Llama:
         if status != 0:
             raise RuntimeError(f"{self.flavour} could not quantize {source}: {status}")
 
-    def open(self, path: Path, window: int) -> "LlamaModel":
-        """Load a model, with room for `window` tokens. Raises RuntimeError."""
-        return LlamaModel(self, path, window)
+    def open(self, path: Path, window: int, *, watch: Any = None) -> "LlamaModel":
+        """Load a model, with room for `window` tokens; watch: a callback of the scheduler's.
+
+        Raises RuntimeError.
+        """
+        return LlamaModel(self, path, window, watch)
 
 
 class LlamaModel:
     """A model and its context; `with` gives the memory back."""
 
-    def __init__(self, llama: Llama, path: Path, window: int) -> None:
+    def __init__(self, llama: Llama, path: Path, window: int, watch: Any = None) -> None:
         self._llama = llama
         name = ((c_char_p, str(path).encode()), (_Opaque, self._defaults("model")))
         self._model = llama.call("llama_model_load_from_file", c_void_p, *name)
@@ -97,6 +136,8 @@ class LlamaModel:
         first = 0 if llama.flavour == "llama.cpp" else 1  # ik_llama.cpp's begin with a seed
         for place in range(3):  # n_ctx, n_batch, n_ubatch
             params.bytes[first + place] = window
+        if watch is not None:
+            _set_callback(params, watch)
         given = ((c_void_p, self._model), (_Opaque, params))
         self._context = llama.call("llama_init_from_model", c_void_p, *given)
         for size in ("n_ctx", "n_batch", "n_ubatch"):
@@ -186,3 +227,20 @@ class LlamaModel:
             return int(self._llama.call("llama_n_vocab", c_int32, model))
         vocabulary = self._llama.call("llama_model_get_vocab", c_void_p, model)
         return int(self._llama.call("llama_vocab_n_tokens", c_int32, (c_void_p, vocabulary)))
+
+
+def _set_callback(params: _Opaque, watch: Any) -> None:
+    """Put a callback where the defaults of llama_context_params have `cb_eval`.
+
+    Its place moves with the releases; what stands there by default doesn't: two null pointers
+    (callback and its data) and two times GGML_TYPE_F16, 1, for keys and values.
+    """
+    places = [
+        place
+        for place in range(0, _ROOM // 4 - 6, 2)  # pointers begin at multiples of 8 bytes
+        if list(params.bytes[place : place + 6]) == [0, 0, 0, 0, 1, 1]
+    ]
+    if len(places) != 1:
+        raise RuntimeError("llama_context_params has no place for a callback that can be told")
+    address = ctypes.addressof(params) + 4 * places[0]
+    c_void_p.from_address(address).value = ctypes.cast(watch, c_void_p).value

@@ -106,7 +106,13 @@ def fetch_wheels(folder: Path, wanted: list[Requirement]) -> list[Path]:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     pins = [requirement.pin for requirement in wanted]
     command = [*pip, "download", "--no-deps", "--only-binary", ":all:", "-d", str(folder), *pins]
-    _run(command, "--wheel-dir FOLDER takes wheels that were fetched elsewhere")
+    advice = "--wheel-dir FOLDER takes wheels that were fetched elsewhere"
+    if own := [requirement.pin for requirement in wanted if "+" in requirement.version]:
+        advice = (
+            f"the build {', '.join(own)} has an index of its own, which PIP_EXTRA_INDEX_URL must "
+            f"name; or {advice}"
+        )
+    _run(command, advice)
     command = [*pip, "wheel", "--no-deps", "-w", str(folder), _own_source()]
     _run(command, "put a wheel of soroq into --wheel-dir")
     return find_wheels(folder, wanted)

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement as Parsed
 from typer.testing import CliRunner
 
-from soroq.bundle.wheels import closure, find_wheels, read_wheel
+from soroq.bundle.wheels import Requirement, closure, fetch_wheels, find_wheels, read_wheel
 from soroq.core.errors import OutputError, SchemeError, SoroqError
 from soroq.core.recipe import Recipe
 from soroq.core.schemes import get_scheme
@@ -168,3 +168,15 @@ def test_licences_are_read_from_wheels(tmp_path: Path) -> None:
         read_wheel(tmp_path / "x.whl")
     with pytest.raises(OutputError, match="soroq"):
         find_wheels(tmp_path, [])
+
+
+@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.13.0"])
+def test_a_build_with_an_index_of_its_own_is_told_apart(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(OutputError, match="pip download failed.*--wheel-dir") as error:
+        fetch_wheels(tmp_path, [Requirement("torch", version)])
+    assert (f"the build torch=={version}" in str(error.value)) == ("+" in version)
+    assert ("PIP_EXTRA_INDEX_URL" in str(error.value)) == ("+" in version)

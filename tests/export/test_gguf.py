@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from soroq.bench.kernels.ggml import directory
-from soroq.bench.peers.llama import Llama, LlamaModel
+from soroq.bench.peers.imatrix import measure
+from soroq.bench.peers.llama import FTYPES, Llama, LlamaModel
 from soroq.core.errors import CheckpointError, OutputError
 from soroq.core.recipe import Recipe
 from soroq.core.scheme import QuantArgs
@@ -216,3 +218,60 @@ def test_another_pattern_of_windows_and_full_places_are_refused(tmp_path: Path) 
         write_gguf(base, tmp_path / "m.gguf")
     with pytest.raises(OutputError, match="ends in .gguf"):
         write_gguf(base, tmp_path / "m")
+
+
+LINEARS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+IDS = torch.randint(4, 260, (2, 48), generator=torch.Generator().manual_seed(1))
+# float16 keys and values, bfloat16 weights times inputs rounded to bfloat16 in llama.cpp
+MEAN_SQUARE = 0.02
+
+
+def _float_file(tmp_path: Path) -> Path:
+    """Return a checkpoint, not quantized, of one block; beside it lies its .gguf."""
+    original = write_tiny_model(tmp_path / "original", "qwen3", num_hidden_layers=1, vocab_size=274)
+    _tokenizer(original)
+    write_gguf(original, original.with_suffix(".gguf"))
+    return original
+
+
+@needs_llama
+def test_the_importance_matrix_is_the_mean_square_of_each_input(tmp_path: Path) -> None:
+    assert FOLDER is not None
+    original = _float_file(tmp_path)
+    matrix = measure(Llama("llama.cpp", FOLDER, 1), original.with_suffix(".gguf"), IDS)
+    model = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
+    assert len(matrix) == 7 * model.config.num_hidden_layers
+    seen: dict[str, torch.Tensor] = {}
+    for theirs, ours in LINEARS.items():
+
+        def keep(_module: Any, inputs: Any, name: str = f"blk.0.{theirs}.weight") -> None:
+            seen[name] = inputs[0].flatten(0, -2).square().mean(0)
+
+        model.get_submodule(f"model.layers.0.{ours}").register_forward_pre_hook(keep)
+    with torch.no_grad():
+        model(IDS)
+    for name, wanted in seen.items():
+        error = (matrix[name] - wanted).abs().max() / wanted.abs().max()
+        assert float(error) < MEAN_SQUARE, name
+
+
+@needs_llama
+def test_the_quantizer_takes_the_matrix(tmp_path: Path) -> None:
+    assert FOLDER is not None
+    original = _float_file(tmp_path)
+    library, base = Llama("llama.cpp", FOLDER, 1), original.with_suffix(".gguf")
+    matrix = measure(library, base, IDS)
+    name = "model.layers.0.mlp.down_proj.weight"
+    wanted = open_checkpoint(original).load(name).double()
+    errors = []
+    for given in (None, matrix):
+        out = tmp_path / f"{given is None}.gguf"
+        library.quantize(base, out, FTYPES["Q4_0"], None, matrix=given)
+        error = (open_checkpoint(out).load(name).double() - wanted) ** 2
+        errors.append(float((error * matrix["blk.0.ffn_down.weight"]).sum()))
+    assert errors[1] < errors[0]
