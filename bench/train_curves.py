@@ -73,8 +73,16 @@ def curves(lines: Mapping[str, Curve], x_title: str, y_title: str) -> str:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return what a run's folder says: configuration, losses by step, validation by language."""
+    """Return what a run's folder says: configuration, losses by step, validation by language.
+
+    Of paths in the configuration only names are left: folders are private.
+    """
     record = json.loads((folder / "soroq-train.json").read_text(encoding="utf-8"))
+    for table, key in (("model", "source"), ("data", "corpus")):
+        given = record["config"].get(table, {})
+        given[key] = Path(given.get(key, "")).name
+    data = record["config"]["data"]
+    data["files"] = [Path(file).name for file in data.get("files", ())]
     keys = ("config", "losses", "validation", "rounds", "learned_parameters", "versions")
     return {key: record[key] for key in keys}
 

@@ -36,7 +36,10 @@ def test_the_picture_is_drawn_from_a_runs_record(
     for name in ("pretrained", "tuned"):
         (tmp_path / name).mkdir()
         record = {
-            "config": {"train": {"batch": 2}, "data": {"seq_len": 100}},
+            "config": {
+                "train": {"batch": 2},
+                "data": {"seq_len": 100, "files": ["/home/me/a.jsonl"]},
+            },
             "losses": [3.0, 2.5],
             "validation": {"0": {"tg": 3.1}, "2": {"tg": 2.4}},
             "rounds": {},
@@ -47,5 +50,6 @@ def test_the_picture_is_drawn_from_a_runs_record(
     picture = tmp_path / "train.svg"
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--picture", str(picture)])
     train_curves.main()
+    assert train_curves.read_run(tmp_path / "tuned")["config"]["data"]["files"] == ["a.jsonl"]
     drawn = picture.read_text()
     assert "tg, validation" in drawn and "400" in drawn  # 2 steps of 2 × 100 tokens
