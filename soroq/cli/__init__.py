@@ -146,7 +146,11 @@ def check(
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="name=FILE of items (TajLiB, TALIM, MMLU, your own), or lm_eval:NAME."),
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="name=FILE of items (TajLiB, TALIM, MMLU, your own), or lm_eval:NAME.",
+        ),
     ] = None,
     windows: Annotated[int, typer.Option(help="At most so many windows a text.", min=1)] = 16,
     seq_len: Annotated[int, typer.Option(help="Tokens in a window.", min=8)] = 512,
