@@ -25,12 +25,14 @@ from ctypes import (
     c_void_p,
 )
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from soroq.bench.kernels.ggml import Ggml
+
+if TYPE_CHECKING:  # a process that races llama.cpp alone has no torch in it
+    import torch
 
 # enum llama_ftype; R8: ik_llama.cpp
 FTYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q4_K_S": 14, "Q4_K_M": 15, "Q4_0_R8": 202}
@@ -89,7 +91,7 @@ class Llama:
         ftype: int,
         embedding: int | None,
         *,
-        matrix: Mapping[str, torch.Tensor] | None = None,
+        matrix: Mapping[str, "torch.Tensor"] | None = None,
     ) -> None:
         """Quantize a float GGUF; `embedding`: the ggml type of the tied embedding and head.
 

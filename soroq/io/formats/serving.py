@@ -36,6 +36,7 @@ GGUF_TYPES = ("llama", "qwen2", "qwen3")  # model types that gguf.MODEL_ARCH_NAM
 _ELSEWHERE = {
     "mlx": "it doesn't read mlx, mlx-lm does; convert to compressed-tensors or awq",
     "awq-gemv": "it reads AWQ's GEMM layout only; convert to awq",
+    "hqq": "nobody asked it; where zero points are integers, convert to compressed-tensors",
 }
 
 
@@ -49,10 +50,6 @@ def objections(config: Mapping[str, Any]) -> dict[str, str | None]:
             SERVERS, "only soroq knows quant_method soroq; convert to compressed-tensors"
         )
     format_ = format_of(dict(config))
-    if format_.name == "hqq":
-        return dict.fromkeys(
-            SERVERS, "nobody asked it about hqq; with integer zero points, convert"
-        )
     if format_.name not in SERVED:
         return dict.fromkeys(SERVERS, _ELSEWHERE[format_.name])
     found: dict[str, str | None] = dict.fromkeys(SERVERS)
