@@ -23,7 +23,8 @@ class Manifest:
     distillation. distilled: what distillation gained (see DistillReport), None without.
     converted: changes of format since, each with the hash of what it was converted from. backend:
     the other quantizer that chose the codes, its versions and arguments, None for soroq itself.
-    trained: quantization-aware training since (see soroq.train.qat), None without.
+    trained: quantization-aware training since (see soroq.train.qat), None without. reordered: hash
+    of the order of channels (see soroq.pipeline.order), None if they stand as in the source.
     """
 
     soroq_version: str
@@ -41,6 +42,7 @@ class Manifest:
     converted: list[dict[str, Any]] = field(default_factory=list)
     backend: dict[str, Any] | None = None
     trained: dict[str, Any] | None = None
+    reordered: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False) + "\n"

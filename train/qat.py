@@ -19,6 +19,7 @@ from soroq.io.stored import StoredWeights
 from soroq.manifest import MANIFEST, read_manifest
 from soroq.models.registry import find_layout
 from soroq.pipeline.card import model_card
+from soroq.pipeline.order import ordered_like
 from soroq.train.config import Config
 from soroq.train.data import Data, read_pretraining_data
 from soroq.train.distributed import World
@@ -64,6 +65,8 @@ def _subject(
     config: Config, start: Checkpoint, original: Checkpoint, data: Data, world: World
 ) -> Subject:
     compute = compute_dtype(config.train.compute, world.device)
+    layout = find_layout(original.config, set(original.names()))
+    original = ordered_like(original, layout, read_manifest(start.path))
     model = build_student(start, original)
     teacher = build_model(original, compute).eval().requires_grad_(False).to(world.device)
     sequences = lookahead(config, data)

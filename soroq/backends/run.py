@@ -204,5 +204,6 @@ def _as_run(recipe: Recipe, job: Job, version: str) -> Recipe:
         folds=(),
         corrected=False,
         distilled=False,
+        reordered=False,
     )
     return dataclasses.replace(recipe, scheme=scheme)

@@ -75,6 +75,12 @@ def quantize(
             "--distill/--no-distill", help="Tune scales and norms at the end; see `soroq schemes`."
         ),
     ] = None,
+    reorder: Annotated[
+        bool | None,
+        typer.Option(
+            "--reorder/--no-reorder", help="Put channels in order of size; see `soroq schemes`."
+        ),
+    ] = None,
     budget: Annotated[
         str, typer.Option(help="Mix formats within so many bits a weight, e.g. 4.5bpw.")
     ] = "",
@@ -125,6 +131,7 @@ def quantize(
             seed,
             damp,
             distill,
+            reorder,
             parse_budget(budget, max_size, max_dnll, sensitivity),
             backend,
             backend_python,

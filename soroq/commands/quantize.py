@@ -51,6 +51,7 @@ class QuantizeRequest:
     seed: int = 0
     damp: float = 0.01
     distill: bool | None = None
+    reorder: bool | None = None
     budget: Budget | None = None
     backend: str = ""
     backend_python: Path | None = None
@@ -78,6 +79,10 @@ class QuantizeRequest:
             if self.distill and scheme.weight.dtype == "float":
                 raise SchemeError(f"{scheme.name} has no integer groups to tune; drop --distill")
             scheme = replace(scheme, distilled=self.distill)
+        if self.reorder is not None:
+            if self.reorder and scheme.weight.group_size is None:
+                raise SchemeError(f"{scheme.name} has no groups along a row; drop --reorder")
+            scheme = replace(scheme, reordered=self.reorder)
         return Recipe(
             scheme=scheme,
             overrides=(*overrides, *(parse_override(text) for text in self.overrides)),
@@ -176,6 +181,8 @@ def _refuse_beside_backend(request: QuantizeRequest) -> None:
         raise SchemeError("a budget mixes schemes, a backend gets one; drop --budget and its like")
     if request.distill:
         raise SchemeError(f"{request.backend} doesn't distil; drop --distill, or --backend")
+    if request.reorder:
+        raise SchemeError(f"{request.backend} keeps the channels' order; drop --reorder")
 
 
 def _quantize_with_backend(request: QuantizeRequest, recipe: Recipe, out: Path) -> None:

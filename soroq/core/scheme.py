@@ -101,6 +101,8 @@ class Scheme:
     error of the quantized layers before it (`soroq.methods.target`).
     distilled: at the end, scales and norms are tuned together towards the original model's
     next-token distribution (`soroq.methods.distill`).
+    reordered: channels are put in an order in which those of like size share a group
+    (`soroq.pipeline.order`).
     """
 
     name: str
@@ -112,6 +114,7 @@ class Scheme:
     folds: tuple[str, ...] = ()
     corrected: bool = False
     distilled: bool = False
+    reordered: bool = False
 
     def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise SchemeError when a weight of this shape, or its input, can't be quantized so."""

@@ -20,12 +20,13 @@ SCHEMES: dict[str, Scheme] = {
     for s in (
         Scheme(
             "int4",
-            "the best known: corrected targets, GPTQ, codes refined, then scales distilled",
+            "the best known: channels in order, corrected targets, GPTQ, refined, distilled",
             _INT4,
             "gptq-refined",
             _PACK,
             corrected=True,
             distilled=True,
+            reordered=True,
         ),
         Scheme("int4-rtn", "round to nearest; no calibration", _INT4, "rtn", _PACK),
         Scheme("int4-gptq", "GPTQ with importance-weighted ranges", _INT4, "gptq", _PACK),

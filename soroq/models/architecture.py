@@ -16,12 +16,14 @@ class Edge:
     kind 'norm': an RMSNorm `source` feeds `targets`; its factor is divided by s, the targets'
     columns multiplied. kind 'linear': rows of the linear `source` are divided, columns of the one
     target multiplied; between them only element-wise products and, for attention, the averaging
-    over tokens, which act on each channel alone.
+    over tokens, which act on each channel alone. gate: the linear whose outputs the source's are
+    multiplied with, None for attention, where channels belong to heads.
     """
 
     kind: Literal["norm", "linear"]
     source: str
     targets: tuple[str, ...]
+    gate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def decoder_edges(mlp_norm: str) -> tuple[Edge, ...]:
         Edge("norm", "input_layernorm", _QKV),
         Edge("linear", "self_attn.v_proj", ("self_attn.o_proj",)),
         Edge("norm", mlp_norm, _GATE_UP),
-        Edge("linear", "mlp.up_proj", ("mlp.down_proj",)),
+        Edge("linear", "mlp.up_proj", ("mlp.down_proj",), gate="mlp.gate_proj"),
     )
 
 

@@ -34,6 +34,7 @@ from soroq.pipeline.block import BlockJob, BlockResult, advance, changed_norms, 
 from soroq.pipeline.distill import distill
 from soroq.pipeline.embed import quantize_embedding
 from soroq.pipeline.finish import write_output
+from soroq.pipeline.order import ReorderedCheckpoint, reordered
 from soroq.pipeline.plan import make_plan
 from soroq.pipeline.stage import Stage
 
@@ -92,6 +93,7 @@ def quantize(
         "threads": torch.get_num_threads(),
     }
     stage.open(job, resume=resume)
+    checkpoint = reordered(checkpoint, layout, recipe)
     torch.manual_seed(recipe.seed)
     runner = DecoderRunner(layout)
     done = stage.blocks_done()
@@ -115,6 +117,9 @@ def quantize(
         folds=[],
         source_bytes=checkpoint.total_bytes,
         output_bytes=plan.output_bytes,
+        reordered=(
+            checkpoint.order.sha256() if isinstance(checkpoint, ReorderedCheckpoint) else None
+        ),
     )
     run = {
         "seconds": time.monotonic() - started,
