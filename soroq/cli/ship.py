@@ -17,11 +17,14 @@ def convert(
     format_name: Annotated[
         str, typer.Option("--format", help="compressed-tensors, gptq, gptq-v2, awq or gguf.")
     ],
+    k_quants: Annotated[
+        bool, typer.Option("--k-quants", help="gguf: Q4_K for zero points, Q6_K for the head.")
+    ] = False,
 ) -> None:
     """Write a quantized checkpoint in another format: the same values, or a reason why not."""
     from soroq.commands.convert import run_convert
 
-    run_convert(source, out, format_name)
+    run_convert(source, out, format_name, k_quants)
 
 
 @commands.command()

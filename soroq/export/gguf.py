@@ -5,7 +5,9 @@
 Each matrix is written as `soroq.io.formats.gguf` says: the codes and scales that were solved, not
 rounded again. What isn't quantized keeps its numbers: matrices in their own dtype, vectors (norms,
 biases) in float32, where Gemma's norms become 1 + w. Llama's q and k rows are put in the order of
-llama.cpp's rotary embedding. The file is written by the `gguf` package, one matrix in memory.
+llama.cpp's rotary embedding. With `k_quants`, weights with zero points become Q4_K, and embedding
+and head, which are rounded for it, Q6_K. The file is written by the `gguf` package, one matrix in
+memory.
 """
 
 import os
@@ -20,11 +22,12 @@ from typing import Any
 import torch
 
 from soroq.core.errors import CheckpointError, OutputError
+from soroq.core.qtensor import take_rows
 from soroq.export.gguf_metadata import architecture_of, model_metadata, rope_factors, tensor_name
 from soroq.export.gguf_tokenizer import tokenizer_metadata
 from soroq.io.checkpoint import Checkpoint, open_stored
-from soroq.io.formats.gguf import encode, kind_of
-from soroq.io.formats.gguf_blocks import BLOCK, BLOCK_BYTES
+from soroq.io.formats.gguf import encode, encode_q6_k, kind_of
+from soroq.io.formats.gguf_blocks import SUPER, row_bytes
 from soroq.io.formats.refusal import FormatError
 from soroq.io.gguf import ROPE_FACTORS
 from soroq.io.safetensors_file import fsync_directory
@@ -33,7 +36,9 @@ from soroq.io.writer import require_disk_space
 from soroq.models.architecture import DecoderLayout
 from soroq.models.registry import find_layout
 
-FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # enum llama_ftype, "mostly …"
+FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q4_K": 14}  # enum llama_ftype, "mostly …"
+ROUNDED_ROWS = 8192  # of an embedding at a time
+BESIDE_BLOCKS = ("token_embd.weight", "output.weight")
 _FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 Listener = Callable[[int, int, str], None]
 
@@ -50,12 +55,17 @@ class Planned:
 
 
 def write_gguf(
-    source: str | Path, out: Path, *, listen: Listener = lambda done, total, tensor: None
+    source: str | Path,
+    out: Path,
+    *,
+    k_quants: bool = False,
+    listen: Listener = lambda done, total, tensor: None,
 ) -> None:
     """Write the quantized checkpoint `source` as the new file `out`.
 
-    Raises FormatError when GGUF can't hold its weights, CheckpointError when llama.cpp can't run
-    the model, OutputError when `out` exists or the disk is too small.
+    k_quants: Q4_K and Q6_K where rows fill their blocks of 256. Raises FormatError when GGUF can't
+    hold its weights, CheckpointError when llama.cpp can't run the model, OutputError when `out`
+    exists or the disk is too small.
     """
     if out.suffix != ".gguf":
         raise OutputError(f"{out}: --format gguf writes one file; give a name that ends in .gguf")
@@ -64,7 +74,7 @@ def write_gguf(
     checkpoint = open_stored(source)
     architecture = architecture_of(checkpoint.config)
     layout = find_layout(checkpoint.config, set(checkpoint.names()))
-    tensors = plan(checkpoint, layout, architecture)
+    tensors = plan(checkpoint, layout, architecture, k_quants)
     require_disk_space(out, sum(tensor.nbytes for tensor in tensors))
     out.parent.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(checkpoint, layout, architecture, tensors)
@@ -79,7 +89,9 @@ def write_gguf(
         building.unlink(missing_ok=True)
 
 
-def plan(checkpoint: Checkpoint, layout: DecoderLayout, architecture: str) -> list[Planned]:
+def plan(
+    checkpoint: Checkpoint, layout: DecoderLayout, architecture: str, k_quants: bool = False
+) -> list[Planned]:
     """Return what each tensor becomes. Raises FormatError with the modules that can't be stored."""
     stored = StoredWeights(checkpoint)
     inside = stored.parts()
@@ -88,15 +100,18 @@ def plan(checkpoint: Checkpoint, layout: DecoderLayout, architecture: str) -> li
     for module in sorted(stored.quantized):
         args, activation = stored.arguments(module)
         shape = stored.open(module).shape
-        kind = kind_of(args, activation, shape[1])
+        kind = kind_of(args, activation, shape[1], k_quants=k_quants)
         if isinstance(kind, FormatError):
             refused.setdefault(str(kind), []).append(module)
             continue
         name = _name(f"{module}.weight", layout, architecture)
-        if name is not None:
-            nbytes = shape[0] * shape[1] // BLOCK * BLOCK_BYTES[kind]
-            load = partial(_load_blocks, stored, module, _heads(name, layout, architecture))
-            tensors.append(Planned(name, kind, shape, nbytes, load))
+        if name is None:
+            continue
+        load = partial(_load_blocks, stored, module, _heads(name, layout, architecture), k_quants)
+        if k_quants and name in BESIDE_BLOCKS and shape[1] % SUPER == 0:
+            kind, load = "Q6_K", partial(_load_rounded, stored, module)
+        nbytes = shape[0] * row_bytes(kind, shape[1])
+        tensors.append(Planned(name, kind, shape, nbytes, load))
     if refused:
         lines = [
             where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "") + f": {why}"
@@ -105,8 +120,14 @@ def plan(checkpoint: Checkpoint, layout: DecoderLayout, architecture: str) -> li
         raise FormatError(f"{checkpoint.path} can't be gguf: {'; '.join(lines)}")
     for name in checkpoint.names():
         theirs = None if name in inside else _name(name, layout, architecture)
-        if theirs is not None:
-            tensors.append(_plan_dense(checkpoint, name, theirs, layout, architecture))
+        if theirs is None:
+            continue
+        planned = _plan_dense(checkpoint, name, theirs, layout, architecture)
+        if k_quants and theirs in BESIDE_BLOCKS and planned.shape[1] % SUPER == 0:
+            load = partial(_load_rounded, stored, name.removesuffix(".weight"))
+            nbytes = planned.shape[0] * row_bytes("Q6_K", planned.shape[1])
+            planned = Planned(theirs, "Q6_K", planned.shape, nbytes, load)
+        tensors.append(planned)
     factors = rope_factors(layout.text_config, layout.head_dim)
     if factors is not None:
         size = (factors.numel(),)
@@ -143,8 +164,24 @@ def _plan_dense(
     return Planned(theirs, _FLOATS[info.dtype], info.shape, info.nbytes, load)
 
 
-def _load_blocks(stored: StoredWeights, module: str, heads: int | None) -> torch.Tensor:
-    return _rotary_order(encode(module, stored.load_quantized(module)[0]), heads)
+def _load_blocks(
+    stored: StoredWeights, module: str, heads: int | None, k_quants: bool
+) -> torch.Tensor:
+    weight = stored.load_quantized(module)[0]
+    return _rotary_order(encode(module, weight, k_quants=k_quants), heads)
+
+
+def _load_rounded(stored: StoredWeights, module: str) -> torch.Tensor:
+    """Return a matrix, quantized or not, in Q6_K blocks; some rows at a time are float32."""
+    if module in stored.quantized:
+        whole = stored.load_quantized(module)[0]
+        spans = (slice(at, at + ROUNDED_ROWS) for at in range(0, whole.shape[0], ROUNDED_ROWS))
+        return torch.cat([encode_q6_k(take_rows(whole, span).dequantize()) for span in spans])
+    matrix = stored.open(module)
+    N = matrix.shape[0]
+    starts = range(0, N, ROUNDED_ROWS)
+    parts = (matrix.rows(start, min(start + ROUNDED_ROWS, N))[0] for start in starts)
+    return torch.cat([encode_q6_k(part) for part in parts])
 
 
 def _load_vector(

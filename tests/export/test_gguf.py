@@ -21,6 +21,7 @@ from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import get_scheme
 from soroq.export.gguf import write_gguf
 from soroq.io.checkpoint import open_checkpoint
+from soroq.io.formats.gguf_blocks import unpack_q4_k
 from soroq.io.formats.refusal import FormatError
 from soroq.io.gguf_tokenizer import write_tokenizer
 from soroq.io.stored import StoredWeights
@@ -38,6 +39,7 @@ WORDS = ["ab", "▁ab", "abc", "▁abc", "de", "▁de", "▁abde"]
 # relative to the logits. llama.cpp caches keys and values in float16, 8e-4 when this was written,
 # and rounds the inputs of quantized products to 8 bits
 EXACT, ROUNDED = 2e-3, 0.05
+ROUNDED_K = 0.1  # K-quants' inputs share a scale between 256 columns, not 32
 SCHEMES = {"q4_0": ("int4-rtn", True), "q4_1": ("int4-rtn", False), "q8_0": ("int8-rtn", True)}
 
 
@@ -166,6 +168,62 @@ def test_llama_cpp_speaks_as_soroq_does(tmp_path: Path, model_type: str, kind: s
     ours = load(source, packed=False)(torch.tensor([ids])).logits[0]
     error = float((theirs - ours).norm() / ours.norm())
     assert error < (EXACT if kind == "F32" else ROUNDED)
+
+
+def _k_quants(tmp_path: Path, model_type: str) -> tuple[Path, Path]:
+    """A model whose rows fill blocks of 256, but for o_proj's, and its file of K-quants."""
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    source = _quantized(tmp_path, model_type, "q4_1", **shape)
+    write_gguf(source, tmp_path / "m.gguf", k_quants=True)
+    return source, tmp_path / "m.gguf"
+
+
+def test_k_quants_keep_codes_and_round_the_head(tmp_path: Path) -> None:
+    source, file = _k_quants(tmp_path, "llama")
+    tensors = {t.name: t for t in gguf.GGUFReader(file).tensors}
+    kinds = {name: t.tensor_type.name for name, t in tensors.items()}
+    assert kinds["blk.0.ffn_down.weight"] == kinds["blk.1.attn_v.weight"] == "Q4_K"
+    assert kinds["blk.0.attn_output.weight"] == "Q4_1"  # 128 columns
+    assert kinds["token_embd.weight"] == kinds["output.weight"] == "Q6_K"
+    stored, values = StoredWeights(open_checkpoint(source)), _values(file)
+    weight = stored.load_quantized("model.layers.0.mlp.down_proj")[0]
+    codes = unpack_q4_k(torch.from_numpy(tensors["blk.0.ffn_down.weight"].data.copy()))[0]
+    assert torch.equal(codes - 8, weight.codes)
+    dense = open_checkpoint(source).load("lm_head.weight").float()
+    error = torch.from_numpy(values["output.weight"]) - dense
+    assert float(error.norm() / dense.norm()) < 0.03
+    assert gguf.GGUFReader(file).fields["general.file_type"].parts[-1][0] == 14
+
+
+def test_an_eight_bit_embedding_becomes_q6_k_too(tmp_path: Path) -> None:
+    source, file = _k_quants(tmp_path, "gemma3_text")
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
+    assert kinds["token_embd.weight"] == "Q6_K"
+    whole = StoredWeights(open_checkpoint(source)).load_quantized("model.embed_tokens")[0]
+    error = torch.from_numpy(_values(file)["token_embd.weight"]) - whole.dequantize()
+    assert float(error.norm() / whole.dequantize().norm()) < 0.03
+
+
+@needs_llama
+@pytest.mark.parametrize("model_type", ["gemma3_text", "llama"])
+def test_llama_cpp_reads_k_quants_as_written(tmp_path: Path, model_type: str) -> None:
+    source, file = _k_quants(tmp_path, model_type)
+    values = _values(file)
+    names = {"mlp.down_proj": "ffn_down", "self_attn.v_proj": "attn_v"}
+    ids = [2, *range(260, 300)]
+    with _open(file) as model:
+        theirs = torch.from_numpy(model.evaluate(ids, every=True).copy())
+    reference = load(source, packed=False)
+    with torch.no_grad():  # what was moved by the fit and the head's rounding, put in place
+        for index in range(2):
+            for ours, name in names.items():
+                weight = reference.get_submodule(f"model.layers.{index}.{ours}").weight
+                weight.copy_(torch.from_numpy(values[f"blk.{index}.{name}.weight"]))
+        reference.model.embed_tokens.weight.copy_(torch.from_numpy(values["token_embd.weight"]))
+        if "output.weight" in values:
+            reference.lm_head.weight.copy_(torch.from_numpy(values["output.weight"]))
+        ours_logits = reference(torch.tensor([ids])).logits[0]
+    assert float((theirs - ours_logits).norm() / ours_logits.norm()) < ROUNDED_K
 
 
 @needs_llama

@@ -23,6 +23,12 @@ SUPER = 256  # columns of a Q4_K or Q6_K block
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34, "Q4_K": 144, "Q6_K": 210}
 
 
+def row_bytes(kind: str, columns: int) -> int:
+    """Return how many bytes a row of so many columns takes in a block type."""
+    width = SUPER if kind in ("Q4_K", "Q6_K") else BLOCK
+    return columns // width * BLOCK_BYTES[kind]
+
+
 def pack_q4_0(codes: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """Pack codes int8 (N, K) in −8 … 7 and d float16 (N, K // 32) into uint8 (N, K // 32 · 18)."""
     return _join(_bytes(d), _nibbles(codes + 8, BLOCK))
