@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from soroq.cli import app
 from soroq.commands import export as command
 from soroq.core.errors import CheckpointError, KernelError
+from soroq.export import parity
 from soroq.export.ort_library import find_library
 from soroq.export.parity import bisect, compare
 from soroq.export.session import EVERY, LAST
@@ -62,7 +63,8 @@ def test_an_export_passes(model_type: str, exported: Make) -> None:
     report = _compare(source, folder)
     assert report["passed"]
     assert report["prefill"]["tokens"] == 120 and report["prefill"]["kl"] < 1e-7
-    assert report["steps"]["tokens"] == 16 and report["batch"]["tokens"] == 8
+    assert report["at_once"]["tokens"] == 16 and report["steps"]["tokens"] == 2 * 59
+    assert report["batch"]["tokens"] == 2 * 2 * 9
     assert report["greedy"]["equal"] == report["greedy"]["tokens"] == 48
     assert bisect(folder, load(source), WINDOWS[0], compute="float32").first is None
 
@@ -72,6 +74,20 @@ def test_a_window_wider_by_one_fails(exported: Make) -> None:
     _damage(folder, _widen_windows)
     assert not _compare(source, folder)["passed"]
     assert bisect(folder, load(source), WINDOWS[0], compute="float32").first == 0
+
+
+def test_prompts_stand_on_all_sides_of_the_boundary() -> None:
+    assert parity._prompt_lengths(60, 16) == [1, 2, 15, 16, 17, 45, 52, 60]
+    assert parity._prompt_lengths(8, 0) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert parity._prompt_lengths(544, 512)[-3:] == [512, 513, 544]
+
+
+def test_other_words_alone_fail(exported: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, folder = exported()
+    for equal, passes in ((47, True), (46, False)):
+        said = {"prompts": 2, "tokens": 48, "equal": equal, "gap": 0.1}
+        monkeypatch.setattr(parity, "_greedy", lambda *_, said=said: said)
+        assert _compare(source, folder)["passed"] == passes
 
 
 @pytest.mark.parametrize("target", ["onnx-cpu", "onnx-soroq"])
