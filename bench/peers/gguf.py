@@ -10,6 +10,9 @@ that matrix, and soroq's own, quantized on the same tokens. All score the same w
 library. One record a text and file: size, perplexity, the mean difference of −log p from the
 original and, for soroq's files, from llama.cpp's file of the same type, with standard errors over
 windows (paired).
+
+The type "Q4_K alone" is what of llama.cpp's Q4_K_S is in that type, in an otherwise unquantized
+file (`graft`), beside the same matrices of soroq's in it.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from typing import Any
 import torch
 
 from soroq.bench.kernels.ggml import directory
+from soroq.bench.peers.graft import graft
 from soroq.bench.peers.imatrix import measure
 from soroq.bench.peers.llama import FTYPES, Llama
 from soroq.bench.quality.sets import EvalSet, make_set, read_passages
@@ -31,9 +35,13 @@ from soroq.calib.dataset import CalibrationSet
 from soroq.calib.sample import build_calibration
 from soroq.calib.sources import builtin_documents
 from soroq.core.errors import CalibrationError
+from soroq.io.checkpoint import open_checkpoint
+from soroq.io.gguf import translate
+from soroq.models.registry import find_layout
 
 BENCH = "gguf_peers"
-TYPES = ("Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M")
+TYPES = ("Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q4_K alone")
+ALONE, FROM = "Q4_K alone", "Q4_K_S"  # a type of ours and whose matrices it compares
 OURS = {"Q4_0": ("--sym",), "Q4_1": ("--asym",)}  # what makes soroq's file of that type
 MIX = {"tg": 0.7, "en": 0.3}  # of languages in the calibration, soroq quantize's default
 CALIBRATION_LENGTH = 512  # soroq quantize's and llama-imatrix's own default
@@ -107,6 +115,31 @@ def soroq_file(model: str, scheme: str, kind: str, calibration: CalibrationSet, 
     return out
 
 
+def k_alone(
+    llama_file: Path, base: Path, model: str, scheme: str, calibration: CalibrationSet, work: Path
+) -> tuple[Path, Path]:
+    """Return llama.cpp's and soroq's file with the same matrices in Q4_K and nothing else."""
+    theirs, made = work / f"llama-{ALONE}.gguf", work / f"soroq-{scheme}-{ALONE}"
+    ours = made.with_name(f"{made.name}.gguf")
+    names = graft(base, llama_file, "Q4_K", theirs)
+    if not ours.is_file():
+        checkpoint = open_checkpoint(model)
+        layout = find_layout(checkpoint.config, set(checkpoint.names()))
+        wanted = {translate(name, "gemma3", llama_file).removesuffix(".weight") for name in names}
+        linears = {
+            f"{layout.block(index)}.{path}"
+            for index in range(layout.n_blocks)
+            for path in layout.architecture.linears
+        }
+        skips = [word for name in sorted(linears - wanted) for word in ("--skip", name)]
+        numbers = ("--scheme", scheme, "--group-size", "32", "--asym", *skips)
+        windows = ("--samples", str(len(calibration.ids)))
+        if not (made / "soroq.json").is_file():
+            _soroq("quantize", model, *numbers, *windows, "--resume", "-o", str(made))
+        _soroq("convert", str(made), str(ours), "--format", "gguf", "--k-quants")
+    return theirs, ours
+
+
 def _soroq(*arguments: str) -> None:
     run = "from soroq.cli import main; main()"
     subprocess.run([sys.executable, "-c", run, *arguments], check=True)
@@ -128,7 +161,7 @@ def make_files(
     files = {("original", "BF16"): base}
     calibration = calibration_of(model, samples)
     matrix = importance(llama, base, calibration, work / "imatrix.safetensors")
-    for kind in types:
+    for kind in [t for t in types if t != ALONE]:
         out = work / f"llama-{kind}.gguf"
         if not out.is_file():
             building = out.with_name(f"{out.name}.tmp")
@@ -138,6 +171,12 @@ def make_files(
         if kind in OURS:
             for scheme in schemes:
                 files[f"soroq {scheme}", kind] = soroq_file(model, scheme, kind, calibration, work)
+    if ALONE in types:
+        whole = files["llama.cpp with imatrix", FROM]
+        for scheme in schemes:
+            theirs, ours = k_alone(whole, base, model, scheme, calibration, work)
+            files["llama.cpp with imatrix", ALONE] = theirs
+            files[f"soroq {scheme}", ALONE] = ours
     return files, calibration
 
 
@@ -224,9 +263,10 @@ def main() -> None:
         parser.error("no llama.cpp: bench/peers/get_llama.sh llama.cpp DIR; SOROQ_LLAMA_CPP=DIR")
     if not (args.model and args.work and args.text):
         parser.error("give a model, --work FOLDER and --text name=file")
-    from soroq.io.checkpoint import open_checkpoint
     from soroq.loading import load_tokenizer
 
+    if ALONE in args.types.split(",") and FROM not in args.types.split(","):
+        parser.error(f"{ALONE!r} is taken out of {FROM}; name both in --types")
     torch.set_num_threads(args.threads)
     llama = Llama("llama.cpp", folder, args.threads)
     types, schemes = args.types.split(","), args.schemes.split(",")
