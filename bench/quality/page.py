@@ -34,7 +34,7 @@ h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p.soft, small { color: var(--soft); }
 .scroll { overflow-x: auto; } svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--fg); font: 13px system-ui, sans-serif; } svg text.soft { fill: var(--soft); }
-.plot { min-width: 36rem; }
+.plot { min-width: 36rem; } .plot + .scroll, .scroll + .scroll { margin-top: .6rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -364,7 +364,8 @@ def _layers(report: Document) -> str:
     def across(value: float) -> float:
         return 250 + value / high * (WIDTH - RIGHT - 250)
 
-    parts = _axis(across, 0.0, high, height, "error relative to the layer's output")
+    label = "error relative to the layer's output; a line marks plain rounding's"
+    parts = _axis(across, 0.0, high, height, label)
     for index, layer in enumerate(worst):
         y = 10 + 22 * index
         parts += [
