@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,28 @@ def test_a_trained_model_is_closer_to_its_original_in_the_same_bits(
     original = load(tiny.model)
     gained = _divergence(original, load(tmp_path / "out", packed=False), ids)
     assert gained < 0.95 * _divergence(original, load(start, packed=False), ids)
+
+
+def test_an_ordered_start_is_trained_towards_the_ordered_original(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = replace(get_scheme("int4-rtn", group_size=32), reordered=True)
+    quantize(str(tiny.model), tmp_path / "start", recipe=Recipe(scheme), calibration=None)
+    seen: list[Any] = []
+
+    def keep(start: Any, original: Any) -> Any:
+        seen.append(original)
+        return build_student(start, original)
+
+    monkeypatch.setattr("soroq.train.qat.build_student", keep)
+    _run(tiny, _config(tiny, tmp_path / "start", train={"steps": 1}), tmp_path / "out")
+    name = "model.layers.0.mlp.down_proj"
+    rounded = StoredWeights(open_stored(tmp_path / "start")).load_quantized(name)[0]
+    distance = (seen[0].load(f"{name}.weight").float() - rounded.dequantize()).abs()
+    step = rounded.scales.float().repeat_interleave(32, 1)
+    assert float((distance / step).max()) < 1
+    made = read_manifest(tmp_path / "out")
+    assert made is not None and made.reordered is not None
 
 
 def test_what_validation_says_is_the_divergence_of_the_checkpoint(
