@@ -227,7 +227,10 @@ def table() -> str:
     for (model, kind, maker), row in rows.items():
         cells = ""
         for text in texts:
-            r = row[text]
+            r = row.get(text)
+            if r is None:  # a run that is not over
+                cells += " – | – | – |"
+                continue
             cells += f" {r['perplexity']:.2f} | {_cell(r, 'from_original')} |"
             cells += f" {_cell(r, 'from_llama')} |"
         size = next(iter(row.values()))["file_bytes"]
