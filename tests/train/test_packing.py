@@ -15,7 +15,6 @@ from soroq.train.packing import Example, Packed, Packer, Stream
 
 BOS = 2
 # float32: the same products in matrices of another size are summed in another order.
-SAME = {"rtol": 2e-4, "atol": 2e-5}
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
@@ -142,8 +141,9 @@ def test_no_attention_across_documents(tiny: Any) -> None:
     wanted_loss, wanted = _gradients(model, alone)
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
     assert gradients.keys() == wanted.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, wanted[name], **SAME)
+    for name, gradient in gradients.items():  # a single number may be what two large sums leave
+        error = float((gradient - wanted[name]).norm() / wanted[name].norm())
+        assert error < 1e-5, name
     crossing = Packed(
         together.tokens, torch.arange(64), together.labels, 64, "positions that go on"
     )
