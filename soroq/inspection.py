@@ -89,6 +89,8 @@ def describe(source: str | Path) -> Description:
         d = manifest.distilled
         told = f"{d['steps']} steps, divergence {d['kl_before']:.4f} to {d['kl_after']:.4f}"
         facts.append(("distilled", told + ("" if d["kept"] else "; not kept")))
+    if manifest.reordered is not None:
+        facts.append(("channels", "in order of size; the original's adapters don't fit"))
     return Description(str(checkpoint.path), facts, manifest.layers)
 
 

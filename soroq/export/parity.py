@@ -28,6 +28,7 @@ SLICE = 64  # tokens whose logits are in memory at a time
 STEPS = 64  # tokens of a window given one by one, half of them behind the window's boundary
 LENGTHS = 8  # of prompts given at once, a window
 FOLLOWING = 8  # tokens given to a batch one by one, behind its unequal prompts
+LONGEST_BATCH = 1024  # tokens of a row: attention's scores of a batch are in memory together
 PROMPT = 32  # tokens that a greedy continuation begins with
 GREEDY = 24  # tokens that it goes on for
 UNROUNDED = 1  # MatMulNBits' accuracy_level that computes in float32
@@ -271,7 +272,7 @@ def _batches(
     Yields ((window, position), logits (V,)).
     """
     session = open_session(folder, LAST)
-    longest = windows.shape[1] - FOLLOWING
+    longest = min(windows.shape[1] - FOLLOWING, LONGEST_BATCH)
     lengths = [max(1, longest * (i + 1) // 3) for i in range(min(3, len(windows)))]
     if len(lengths) == 1:  # one window twice
         windows, lengths = windows.repeat(2, 1), [longest // 2, longest]

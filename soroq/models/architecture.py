@@ -8,6 +8,9 @@ entry of `soroq.models.registry.ARCHITECTURES`. Paths are relative to a block
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# what transformers takes where config.json names none; elsewhere hidden size / heads
+HEAD_DIMS = {"gemma3": 256, "gemma3_text": 256, "qwen3": 128}
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -17,7 +20,7 @@ class Edge:
     columns multiplied. kind 'linear': rows of the linear `source` are divided, columns of the one
     target multiplied; between them only element-wise products and, for attention, the averaging
     over tokens, which act on each channel alone. gate: the linear whose outputs the source's are
-    multiplied with, None for attention, where channels belong to heads.
+    multiplied with; None for norms and for attention, where channels belong to heads.
     """
 
     kind: Literal["norm", "linear"]
@@ -93,6 +96,7 @@ class DecoderLayout:
     @property
     def head_dim(self) -> int:
         given = self.text_config.get("head_dim")
+        given = given or HEAD_DIMS.get(str(self.text_config.get("model_type")))
         if given is None:
             return int(self.text_config["hidden_size"] // self.text_config["num_attention_heads"])
         return int(given)

@@ -14,6 +14,7 @@ CARD = """# {source}, quantized with soroq: {scheme}
 | calibration | {calibration} |
 | mean relative output error | {error} |
 | distillation | {distillation} |
+| channels | {channels} |
 | trained since | {trained} |
 
 ## Open it
@@ -80,6 +81,11 @@ def model_card(manifest: Manifest) -> str:
         source_mb=manifest.source_bytes / 1e6,
         calibration=calibration,
         distillation=distillation,
+        channels=(
+            "as in the original"
+            if manifest.reordered is None
+            else "in order of size: what was made for the original's (adapters) doesn't fit"
+        ),
         trained=trained,
         opening=ANYWHERE if manifest.recipe["embed"] is None else WITH_SOROQ,
         error=(

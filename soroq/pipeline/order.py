@@ -89,7 +89,8 @@ def reordered(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> 
     """Return the checkpoint as `recipe` wants it: itself, or with its channels in order."""
     if not recipe.scheme.reordered:
         return checkpoint
-    return ReorderedCheckpoint(checkpoint, find_order(checkpoint, layout, recipe))
+    order = find_order(checkpoint, layout, recipe)
+    return ReorderedCheckpoint(checkpoint, order) if order.rows or order.columns else checkpoint
 
 
 def ordered_like(original: Checkpoint, layout: DecoderLayout, made: Manifest | None) -> Checkpoint:
@@ -111,8 +112,9 @@ def ordered_like(original: Checkpoint, layout: DecoderLayout, made: Manifest | N
 def find_order(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) -> ChannelOrder:
     """Return the order of channels that suits the groups of `recipe`; reads every linear once.
 
-    Only linears quantized in groups have a say. The residual stream keeps its order where tensors
-    outside the decoder (a vision tower) write into it.
+    Only linears quantized in groups have a say. The residual stream keeps its order where there are
+    tensors outside the decoder (a vision tower, which writes into it). Raises CheckpointError for
+    matrices whose shapes don't fit each other.
     """
     order = ChannelOrder()
     edges = layout.architecture.edges
@@ -125,6 +127,7 @@ def find_order(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) ->
             if (scheme := recipe.scheme_for(prefix + path)) is not None
         }
         for edge in edges:
+            _check_edge(edge, checkpoint, layout, prefix)
             for path in edge.targets:
                 group = groups.get(path)
                 if group is None:
@@ -141,10 +144,36 @@ def find_order(checkpoint: Checkpoint, layout: DecoderLayout, recipe: Recipe) ->
                 else:
                     continue
                 _order_edge_(order, edge, rows, columns, checkpoint, prefix)
-    outside = any(layout.text_name(name) is None for name in checkpoint.names())
-    if sizes and not outside:
+    if sizes and all(_in_decoder(name, layout) for name in checkpoint.names()):
         _order_stream_(order, torch.stack(sizes).mean(0).argsort(stable=True), checkpoint, layout)
     return order
+
+
+def _in_decoder(name: str, layout: DecoderLayout) -> bool:
+    """Whether a tensor is one that the order of the stream knows."""
+    blocks = tuple(layout.block(index) + "." for index in range(layout.n_blocks))
+    ends = (layout.embedding, f"{layout.prefix}norm.weight")
+    return name.startswith(blocks) or name in ends or name.endswith("lm_head.weight")
+
+
+def _check_edge(edge: Edge, checkpoint: Checkpoint, layout: DecoderLayout, prefix: str) -> None:
+    """Raise CheckpointError unless what an edge joins has as many channels on both sides."""
+    hidden = int(layout.text_config["hidden_size"])
+    for path in edge.targets:
+        name = f"{prefix}{path}.weight"
+        columns = checkpoint.info(name).shape[1]
+        fits = columns == hidden
+        if edge.kind == "linear":
+            rows = checkpoint.info(f"{prefix}{edge.source}.weight").shape[0]
+            if edge.gate is not None:
+                fits = columns == rows == checkpoint.info(f"{prefix}{edge.gate}.weight").shape[0]
+            else:
+                fits = columns % rows == 0 and rows % layout.head_dim == 0
+        if not fits:
+            raise CheckpointError(
+                f"{name}: shape {tuple(checkpoint.info(name).shape)} does not fit config.json, or "
+                f"not {edge.source}, which it reads"
+            )
 
 
 def _column_sizes(weight: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from soroq.core.scheme import QuantArgs
 from soroq.io.formats import gguf_blocks as blocks
 from soroq.io.formats.gguf import encode, encode_q6_k
 from soroq.io.formats.gguf_blocks import row_bytes
+from soroq.io.formats.refusal import FormatError
 from soroq.methods.rtn import quantize_rtn
 
 
@@ -151,3 +152,14 @@ def test_six_bits_a_weight_lose_little() -> None:
     relative = (read - weight).abs() / largest
     assert float(relative[4:].max()) < 1.5 / 32
     assert float(relative[4:].square().mean().sqrt()) < 1.1 / 32 / 12**0.5
+
+
+@pytest.mark.parametrize("scale", [5e6, 1e-7, -0.01], ids=["large", "small", "negative"])
+def test_scales_that_q4_k_cant_hold_are_refused(scale: float) -> None:
+    args = QuantArgs(bits=4, group_size=32, symmetric=False)
+    codes = torch.randint(-8, 8, (2, 256), dtype=torch.int8)
+    scales = torch.full((2, 8), 0.01)
+    scales[1] = scale
+    solved = QuantizedTensor(codes, scales, torch.zeros(2, 8, dtype=torch.int8), args)
+    with pytest.raises(FormatError, match="can't hold its scales"):
+        encode("m", solved, k_quants=True)

@@ -1,5 +1,6 @@
 """Channels in order: the same function, like sizes side by side, nothing outside touched."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,9 @@ def test_only_what_is_quantized_in_groups_has_a_say(tmp_path: Path) -> None:
     assert "model.layers.1.mlp.down_proj.weight" not in ordered.order.columns
     assert "model.layers.2.mlp.down_proj.weight" in ordered.order.columns
     whole = Recipe(get_scheme("int4", group_size=None))
-    _, ordered = _ordered(base, whole)
-    assert not ordered.order.rows and not ordered.order.columns
+    checkpoint = open_checkpoint(base)
+    layout = find_layout(checkpoint.config, set(checkpoint.names()))
+    assert reordered(checkpoint, layout, whole) is checkpoint
 
 
 def test_heads_no_wider_than_a_group_stay(tmp_path: Path) -> None:
@@ -159,3 +161,29 @@ def test_equal_sizes_keep_their_order(tmp_path: Path) -> None:
     order = find_order(checkpoint, layout, RECIPE)
     inner = order.columns["model.layers.0.mlp.down_proj.weight"]
     assert torch.equal(inner, torch.arange(128))
+
+
+def test_heads_are_as_wide_as_transformers_takes_them_to_be(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base", head_dim=256, hidden_size=256)
+    config = json.loads((base / "config.json").read_text())
+    del config["head_dim"]  # 256 / 4 heads would divide too
+    (base / "config.json").write_text(json.dumps(config))
+    _, ordered = _ordered(base)
+    logits = _logits(base)
+    out = _write(ordered, base, tmp_path / "out")
+    assert (_logits(out) - logits).abs().max() < 2e-5 * logits.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("mlp.gate_proj", (96, 64)), ("mlp.gate_proj", (128, 32)), ("self_attn.v_proj", (96, 64))],
+)
+def test_matrices_that_dont_fit_are_one_clear_error(
+    name: str, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    base = write_tiny_model(tmp_path / "base", **SHAPE)
+    tensors = load_file(base / "model.safetensors")
+    tensors[f"model.layers.1.{name}.weight"] = torch.ones(shape, dtype=torch.bfloat16)
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="does not fit config.json"):
+        _ordered(base)

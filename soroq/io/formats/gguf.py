@@ -103,7 +103,7 @@ def fit_q4_k(
     m move its weights by q · (d · sc − s) − (dmin · mn − m). d and dmin are tried so that the
     largest scale and minimum of a block become each of TOPS; sc is the nearest to s, mn the nearest
     to the m that goes best with that sc; the pair that moves least, squared, is taken. Raises
-    FormatError when a scale is too large for float16.
+    FormatError for scales that Q4_K can't hold: negative, or beyond float16's range as d or dmin.
     """
     repeats = quantized.shape[1] // quantized.scales.shape[1] // blocks.BLOCK
     zeros = zero_points(module, quantized).float().repeat_interleave(repeats, 1) + 8
@@ -135,8 +135,12 @@ def fit_q4_k(
                 chosen = better if value.ndim == 2 else better[..., None]
                 found[place] = torch.where(chosen, value, found[place])
     d, dmin, sc, mn = found
-    if not bool(d.isfinite().all() and dmin.isfinite().all()):
-        raise FormatError(f"{module}: its scales are beyond float16's range")
+    lost = (d == 0) & (s.amax(-1) > 0)
+    if bool((s < 0).any() or lost.any()) or not bool(best.isfinite().all()):
+        raise FormatError(
+            f"{module}: Q4_K can't hold its scales: negative, or beyond float16's range; drop "
+            "--k-quants"
+        )
     return (
         d.to(torch.float16),
         dmin.to(torch.float16),
@@ -156,7 +160,8 @@ def encode_q6_k(weight: torch.Tensor) -> torch.Tensor:
     """Round a float matrix (N, K), K a multiple of 256, to Q6_K blocks, uint8 (N, row bytes).
 
     Each 16 weights get the step, of some near a 32nd of their largest, that loses least squared;
-    its sign is that of −largest, since codes reach −32 and only 31.
+    its sign is that of −largest, since codes reach −32 and only 31. Raises FormatError for values
+    beyond its range.
     """
     groups = weight.float().unflatten(1, (-1, 16, 16))
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
@@ -169,6 +174,8 @@ def encode_q6_k(weight: torch.Tensor) -> torch.Tensor:
         steps = torch.where(total < best, step[..., 0], steps)
         best = torch.minimum(total, best)
     d = (steps.abs().amax(-1, keepdim=True) / 127).to(torch.float16).float()
+    if not bool(d.isfinite().all()):
+        raise FormatError("a matrix has values beyond what Q6_K can hold; drop --k-quants")
     sc = (steps / d).nan_to_num(0, 0, 0).round().clamp(-128, 127)
     step = (d * sc)[..., None]
     codes = (groups / step).nan_to_num(0, 0, 0).round().clamp(-32, 31)
