@@ -29,6 +29,7 @@ from soroq.train.packing import Packed
 BETAS = (0.9, 0.95)
 TOP = 64  # likely tokens at each sampled position that join the candidates
 SAMPLED_POSITIONS = 2048
+LEAST_ALIKE = 0.2  # cosine of a weight and its rounding; a fold in between moves it, an order more
 
 
 class Student(LossModel):
@@ -130,6 +131,8 @@ def build_student(start: Checkpoint, original: Checkpoint) -> Any:
         parent, _, child = target.rpartition(".")
         bias, name = state.pop(f"{target}.bias", None), f"{module}.weight"
         before = original.load(name) if name in originals else None
+        if before is not None:
+            _refuse_others(start, original, module, weight.dequantize(), before)
         linear = FakeQuantLinear(weight, bias, before)
         setattr(model.get_submodule(parent), child, linear)
         own = {f"{target}.{name}": value for name, value in linear.state_dict().items()}
@@ -149,6 +152,24 @@ def build_student(start: Checkpoint, original: Checkpoint) -> Any:
         learned = name.endswith((".latent", ".delta")) or parameter.ndim == 1
         parameter.requires_grad_(learned)
     return model.train()
+
+
+def _refuse_others(
+    start: Checkpoint,
+    original: Checkpoint,
+    module: str,
+    rounded: torch.Tensor,
+    weight: torch.Tensor,
+) -> None:
+    """Raise CheckpointError when a weight (N, K) is plainly not `rounded` before its rounding."""
+    rounded, weight = rounded.float().flatten(), weight.float().flatten()
+    alike = float(rounded @ weight / (rounded.norm() * weight.norm()))  # nan where one is all zeros
+    if alike < LEAST_ALIKE:
+        raise CheckpointError(
+            f"{start.path}: {module} is not {original.path}'s quantized (cosine {alike:.2f}): it "
+            "is another model's, or its channels are in another order and soroq.json, which says "
+            "so, is missing"
+        )
 
 
 def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -236,12 +236,15 @@ def sensitivity(
     ),
     windows: Annotated[int, typer.Option(help="Windows of text of each language.", min=1)] = 4,
     seq_len: Annotated[int, typer.Option(min=8)] = 256,
+    reorder: Annotated[
+        bool, typer.Option(help="Channels in order of size, as `int4` quantizes them.")
+    ] = False,
     json_out: Json = False,
 ) -> None:
     """What each group of linears costs when it alone is quantized (KL in Tajik and in English)."""
     from soroq.commands.budget import run_sensitivity
 
-    run_sensitivity(model, out, windows, seq_len, json_out)
+    run_sensitivity(model, out, windows, seq_len, reorder=reorder, json_out=json_out)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """sensitivity, and the budgets of quantize: measure what each group costs, mix formats."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from soroq import console
@@ -10,8 +10,10 @@ from soroq.commands.calibration import build_set
 from soroq.core.cache import cache_root
 from soroq.core.errors import SchemeError
 from soroq.core.recipe import Recipe
+from soroq.core.schemes import get_scheme
 from soroq.io.checkpoint import open_checkpoint
 from soroq.models.registry import find_layout
+from soroq.pipeline.order import reordered
 from soroq.pipeline.plan import make_plan, refuse_long_windows
 from soroq.pipeline.sensitivity import Sensitivity, load_sensitivity, measure, mix
 
@@ -53,16 +55,24 @@ def parse_budget(
     return Budget(max_loss=loss, sensitivity=sensitivity)
 
 
-def measure_sensitivity(model: str, file: Path, windows: int, seq_len: int) -> Sensitivity:
+def measure_sensitivity(
+    model: str, file: Path, windows: int, seq_len: int, *, reorder: bool
+) -> Sensitivity:
     """Measure a model on built-in Tajik and English text, `windows` of each.
 
-    Writes `file` and returns what was found.
+    Writes `file` and returns what was found. reorder: with its channels in order of size, as
+    `int4` quantizes them.
     What is measured so far lies in `file`.partial; a stopped measurement goes on from there.
     """
     import tempfile
 
     checkpoint = open_checkpoint(model)
     refuse_long_windows(checkpoint.config, seq_len)
+    if reorder:
+        layout = find_layout(checkpoint.config, set(checkpoint.names()))
+        checkpoint = reordered(
+            checkpoint, layout, Recipe(replace(get_scheme("int4-rtn"), reordered=True))
+        )
     partial = file.with_name(file.name + ".partial")
     documents = {name: list(builtin_documents(name, "calib")) for name in LANGUAGES}
     mix = dict.fromkeys(LANGUAGES, 1 / len(LANGUAGES))
@@ -83,8 +93,10 @@ def measure_sensitivity(model: str, file: Path, windows: int, seq_len: int) -> S
     return found
 
 
-def run_sensitivity(model: str, file: Path, windows: int, seq_len: int, json_out: bool) -> None:
-    found = measure_sensitivity(model, file, windows, seq_len)
+def run_sensitivity(
+    model: str, file: Path, windows: int, seq_len: int, *, reorder: bool, json_out: bool
+) -> None:
+    found = measure_sensitivity(model, file, windows, seq_len, reorder=reorder)
     if json_out:
         print(file.read_text(encoding="utf-8"))
         return
@@ -110,15 +122,24 @@ def apply_budget(model: str, recipe: Recipe, budget: Budget) -> Recipe:
     checkpoint = open_checkpoint(model)
     if recipe.scheme.needs_calibration:  # said before anything is measured, which takes long
         refuse_long_windows(checkpoint.config, recipe.seq_len)
+    ordered = recipe.scheme.reordered
     if budget.sensitivity is not None:
         found = load_sensitivity(budget.sensitivity)
+        if ordered != bool(found.reordered):
+            have, flag = ("in order", "--reorder") if ordered else ("as they are", "--no-reorder")
+            console.err.print(
+                f"budget: {recipe.scheme.name} has its channels {have}, {budget.sensitivity} was "
+                f"measured otherwise; soroq sensitivity {flag} fits better",
+                highlight=False,
+            )
     else:
-        file = cache_root() / "sensitivity" / f"{checkpoint.sha256()[:16]}.json"
+        kind = "-ordered" if ordered else ""
+        file = cache_root() / "sensitivity" / f"{checkpoint.sha256()[:16]}{kind}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_file():
             found = load_sensitivity(file)
         else:
-            found = measure_sensitivity(model, file, 4, 256)
+            found = measure_sensitivity(model, file, 4, 256, reorder=ordered)
     if found.source_sha256 != checkpoint.sha256():
         raise SchemeError(f"{budget.sensitivity} was measured on another model than {model}")
     max_bytes = None

@@ -102,7 +102,7 @@ class Scheme:
     distilled: at the end, scales and norms are tuned together towards the original model's
     next-token distribution (`soroq.methods.distill`).
     reordered: channels are put in an order in which those of like size share a group
-    (`soroq.pipeline.order`).
+    (`soroq.pipeline.order`); the recipe's own scheme decides it, an override's doesn't.
     """
 
     name: str

@@ -30,6 +30,7 @@ from soroq.models.registry import find_layout
 from soroq.models.runner import DecoderRunner
 from soroq.pipeline.activations import ActivationFile, write_activations
 from soroq.pipeline.distill import Head
+from soroq.pipeline.order import ReorderedCheckpoint
 
 SCHEMA = "soroq-sensitivity/2"
 ANCHOR = "int4-g128"
@@ -60,12 +61,16 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """All groups of a model, in the order in which they run."""
+    """All groups of a model, in the order in which they run.
+
+    reordered: hash of the order in which its channels stood (see `soroq.pipeline.order`), '' as is.
+    """
 
     source_sha256: str
     calibration_sha256: str
     n_tokens: int
     groups: tuple[GroupCost, ...]
+    reordered: str = ""
 
     def save(self, path: Path) -> None:
         """Write JSON under a temporary name, then rename."""
@@ -92,6 +97,7 @@ def load_sensitivity(path: Path) -> Sensitivity:
                 )
                 for g in raw["groups"]
             ),
+            str(raw.get("reordered", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SchemeError(f"{path}: not a file of soroq sensitivity: {error}") from error
@@ -107,14 +113,20 @@ def measure(
     partial: Path | None = None,
     listen: Listen = lambda done, total, what: None,
 ) -> Sensitivity:
-    """Measure every group of a model on windows ids (n, seq_len).
+    """Measure every group of a model, its channels where it has them, on windows ids (n, seq_len).
 
     languages: of each window (default: all are Tajik); what a group costs is told for each.
     folder: where hidden states at the block boundaries are kept meanwhile. One block's weights are
     in memory beside them, so the time goes with the square of the number of blocks. partial: a
     file that holds the groups measured so far; a stopped measurement goes on from it.
     """
-    source_sha256 = checkpoint.sha256()
+    nothing = Sensitivity(
+        checkpoint.sha256(),
+        calibration_sha256,
+        ids.numel(),
+        (),
+        checkpoint.order.sha256() if isinstance(checkpoint, ReorderedCheckpoint) else "",
+    )
     rows_of: dict[str, list[int]] = {}
     for row, language in enumerate(languages or ["tg"] * len(ids)):
         rows_of.setdefault(language, []).append(row)
@@ -148,7 +160,7 @@ def measure(
             boundaries.append(write_activations(file, outputs, torch.float32))
         squares.append(seen.means)
     head = Head(checkpoint, runner, ids, boundaries[-1])
-    found = _measured_before(partial, source_sha256, calibration_sha256, ids.numel())
+    found = _measured_before(partial, nothing)
     known = len(found)
     for index in range(layout.n_blocks):
         for place, group in enumerate(layout.architecture.linear_groups):
@@ -174,21 +186,17 @@ def measure(
                 )
             )
             if partial is not None:
-                so_far = tuple(found)
-                Sensitivity(source_sha256, calibration_sha256, ids.numel(), so_far).save(partial)
+                replace(nothing, groups=tuple(found)).save(partial)
     listen(total, total, "done")
-    return Sensitivity(source_sha256, calibration_sha256, ids.numel(), tuple(found))
+    return replace(nothing, groups=tuple(found))
 
 
-def _measured_before(
-    partial: Path | None, source_sha256: str, calibration_sha256: str, n_tokens: int
-) -> list[GroupCost]:
-    """Return the groups in `partial`, if it is of the same model and the same windows."""
+def _measured_before(partial: Path | None, wanted: Sensitivity) -> list[GroupCost]:
+    """Return the groups in `partial`, if it is of the model, order and windows that are wanted."""
     if partial is None or not partial.is_file():
         return []
     before = load_sensitivity(partial)
-    same = (before.source_sha256, before.calibration_sha256, before.n_tokens)
-    return list(before.groups) if same == (source_sha256, calibration_sha256, n_tokens) else []
+    return list(before.groups) if replace(before, groups=()) == wanted else []
 
 
 def _embedded(runner: DecoderRunner, checkpoint: Checkpoint, ids: torch.Tensor) -> Any:

@@ -1,5 +1,6 @@
 """A Gemma 3 with a vision tower: the decoder is quantized, everything else stays byte for byte."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,27 @@ def test_only_the_decoder_changes_and_transformers_sees_and_reads(
         # transformers runs a quantized multimodal model in its stored bfloat16, whatever is asked
         distance = (theirs(input_ids=only_text).logits.float() - ours).norm() / ours.norm()
     assert distance < 0.03
+
+
+def test_an_ordered_decoder_still_sees(base: Path, tmp_path: Path) -> None:
+    """8 bits: what differs is rounding, unless a channel is in the wrong place."""
+    scheme = replace(get_scheme("int8-rtn", group_size=16), reordered=True)
+    made = quantize(base, tmp_path / "out", recipe=Recipe(scheme), calibration=None)
+    assert made.reordered is not None
+    before, after = (load_file(path / "model.safetensors") for path in (base, tmp_path / "out"))
+    for name in before:
+        if not name.startswith("language_model.model.layers."):
+            assert torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8)), name
+    text = torch.randint(4, 260, (2, 20))
+    text[:, 3 : 3 + IMAGE_TOKENS] = 290
+    pixels = torch.randn(2, 3, 28, 28)
+    both = {"input_ids": text, "pixel_values": pixels, "token_type_ids": (text == 290).long()}
+    logits = []
+    for path in (base, tmp_path / "out"):
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.bfloat16)
+        with torch.no_grad():
+            logits.append(model(**both | {"pixel_values": pixels.bfloat16()}).logits.float())
+    assert (logits[0] - logits[1]).norm() < 0.1 * logits[0].norm()
 
 
 def test_transformers_keeps_the_decoder_packed_with_soroq_hf(base: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from soroq import cli
 from soroq.calib.dataset import CalibrationSet, ids_sha256
 from soroq.core.errors import CheckpointError
 from soroq.core.recipe import Recipe, parse_override
@@ -49,9 +50,21 @@ def _logits(directory: Path) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("model_type", ["gemma3_text", "llama", "mistral", "qwen2", "qwen3"])
-def test_the_function_is_the_same(model_type: str, tmp_path: Path) -> None:
-    base = write_tiny_model(tmp_path / "base", model_type, **SHAPE)
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("gemma3_text", {}),
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("mistral", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+    ],
+)
+def test_the_function_is_the_same(
+    model_type: str, changes: dict[str, bool], tmp_path: Path
+) -> None:
+    base = write_tiny_model(tmp_path / "base", model_type, **SHAPE, **changes)
     original, ordered = _ordered(base)
     moved = {
         name
@@ -147,6 +160,19 @@ def test_a_run_is_of_the_ordered_model_and_its_original_is_found_again(tmp_path:
     other = open_checkpoint(write_tiny_model(tmp_path / "other", seed=1, **SHAPE))
     with pytest.raises(CheckpointError, match="give the checkpoint that was quantized"):
         ordered_like(other, layout, read_manifest(tmp_path / "out"))
+
+
+def test_the_flags_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_tiny_model(tmp_path / "base", **SHAPE)
+    words = ["quantize", str(base), "--scheme", "int4-rtn", "--group-size", "32"]
+    for flag in ("--reorder", "--no-reorder"):
+        out = tmp_path / flag
+        monkeypatch.setattr("sys.argv", ["soroq", *words, flag, "-o", str(out)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        manifest = read_manifest(out)
+        assert manifest is not None and (manifest.reordered is not None) == (flag == "--reorder")
 
 
 def test_equal_sizes_keep_their_order(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Sensitivity of a tiny model against running it whole, and mixes that a budget allows."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from soroq.core.errors import SchemeError
 from soroq.core.recipe import Recipe, parse_override
@@ -12,8 +14,10 @@ from soroq.core.schemes import get_scheme
 from soroq.io.checkpoint import open_checkpoint
 from soroq.loading import load
 from soroq.methods.rtn import quantize_rtn
+from soroq.models.registry import find_layout
 from soroq.models.tiny import write_tiny_model
 from soroq.pipeline import sensitivity as module
+from soroq.pipeline.order import ReorderedCheckpoint, reordered
 from soroq.pipeline.run import quantize
 from soroq.pipeline.sensitivity import FORMATS, Sensitivity, load_sensitivity, measure, mix
 
@@ -122,6 +126,32 @@ def test_a_stopped_measurement_goes_on_where_it_was(
     assert sorted(set(told) - {0}) == [5, 6, 7, 8, 9, 10, 11, 12]
     other = measure(open_checkpoint(base), ids[:2], tmp_path, partial=partial)
     assert other.groups != found.groups
+
+
+def test_an_ordered_model_is_measured_in_its_order(
+    base: Path, ids: torch.Tensor, found: Sensitivity, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(base)
+    layout = find_layout(checkpoint.config, set(checkpoint.names()))
+    recipe = Recipe(replace(get_scheme("int4-rtn"), reordered=True))
+    ordered = reordered(checkpoint, layout, recipe)
+    assert isinstance(ordered, ReorderedCheckpoint)
+    partial = tmp_path / "s.json.partial"
+    found.save(partial)  # of the same model and windows, its channels as they are
+    got = measure(ordered, ids, tmp_path, partial=partial)
+    assert got.reordered == ordered.order.sha256()
+    got.save(tmp_path / "s.json")
+    assert load_sensitivity(tmp_path / "s.json") == got
+
+    written = tmp_path / "written"
+    shutil.copytree(base, written)
+    tensors = {name: ordered.load(name).contiguous() for name in ordered.names()}
+    save_file(tensors, written / "model.safetensors", {"format": "pt"})
+    (tmp_path / "other").mkdir()
+    wanted = measure(open_checkpoint(written), ids, tmp_path / "other")
+    assert [g.kl for g in got.groups] == [g.kl for g in wanted.groups]
+    assert [g.formats for g in got.groups] == [g.formats for g in wanted.groups]
+    assert got.groups != found.groups
 
 
 def test_files_come_back_as_they_were(found: Sensitivity, tmp_path: Path) -> None:

@@ -116,6 +116,9 @@ def test_an_ordered_start_is_trained_towards_the_ordered_original(
     assert float((distance / step).max()) < 1
     made = read_manifest(tmp_path / "out")
     assert made is not None and made.reordered is not None
+    (tmp_path / "start" / "soroq.json").unlink()
+    with pytest.raises(CheckpointError, match=r"another order and soroq\.json"):
+        _run(tiny, _config(tiny, tmp_path / "start", train={"steps": 1}), tmp_path / "again")
 
 
 def test_what_validation_says_is_the_divergence_of_the_checkpoint(
