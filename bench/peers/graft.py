@@ -8,6 +8,21 @@ blocks of the same type, matrix by matrix of the same size.
 """
 
 from pathlib import Path
+from typing import Any
+
+
+def writer_like(reader: Any, out: Path) -> Any:
+    """Return a gguf.GGUFWriter of `out` that holds the metadata of a gguf.GGUFReader."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kind = field.types[0]
+        element = field.types[-1] if kind == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, sub_type=element)
+    return writer
 
 
 def graft(original: Path, quantized: Path, kind: str, out: Path) -> list[str]:
@@ -21,13 +36,7 @@ def graft(original: Path, quantized: Path, kind: str, out: Path) -> list[str]:
     wanted = {t.name: t for t in other.tensors if t.tensor_type.name == kind}
     if not wanted:
         raise ValueError(f"{quantized} has no {kind}")
-    architecture = base.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(out, architecture)
-    for name, field in base.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        element = field.types[1] if len(field.types) > 1 else None
-        writer.add_key_value(name, field.contents(), field.types[0], sub_type=element)
+    writer = writer_like(base, out)
     chosen = [wanted.get(tensor.name, tensor) for tensor in base.tensors]
     for tensor in chosen:
         writer.add_tensor_info(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from soroq.bench.peers.graft import writer_like
 from soroq.bench.quality.scores import Scorer
 from soroq.bench.quality.sets import EvalSet, make_set, read_passages
 from soroq.bench.record import append_record
@@ -75,16 +76,10 @@ def by_llama_cpp(gguf: Path, windows: EvalSet) -> float:
 
 def write_float_gguf(source: Path, out: Path) -> None:
     """Copy a GGUF with every tensor's value rounded to bfloat16 and stored in float32."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
+    from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
     reader = GGUFReader(source)
-    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
+    writer = writer_like(reader, out)
     for tensor in reader.tensors:
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         rounded = values.reshape(*reversed(tensor.shape.tolist())).bfloat16().float()

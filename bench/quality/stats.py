@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 4000
 FEW = 8
+UPWARD = 16
 POWER = 0.8
 Floats = NDArray[np.float64]
 Score = Callable[[float], float]
@@ -147,7 +148,9 @@ def quantile_interval(
 
     Resampled quantiles of a few groups lie too close together (of three groups the percentile
     interval missed a high quantile from below 3 times in 10), so their spread is widened to that of
-    a sample and reaches as far as Student's t says, on the logarithms where all are positive.
+    a sample and reaches as far as Student's t says, on the logarithms where all are positive. When
+    a high quantile comes out low, its spread does too (in simulation the upper end fell short 6 to
+    11 times in 100 where 2.5 were promised), so upwards its level is UPWARD times as strict.
     """
     rng = np.random.default_rng(seed)
     estimate = float(np.quantile(np.concatenate(groups), q))
@@ -160,12 +163,16 @@ def quantile_interval(
             for _ in range(RESAMPLES // 4)
         ]
     )
-    times = student_quantile((1 + level) / 2, n - 1) * math.sqrt(n / (n - 1))
+    down, up = (
+        student_quantile(1 - (1 - level) / 2 / strict, n - 1) * math.sqrt(n / (n - 1))
+        for strict in (1, UPWARD)
+    )
     if estimate > 0 and drawn.min() > 0:
-        factor = math.exp(times * float(np.log(drawn).std(ddof=1)))
-        return Interval(estimate, estimate / factor, estimate * factor, n, level)
-    reach = times * float(drawn.std(ddof=1))
-    return Interval(estimate, estimate - reach, estimate + reach, n, level)
+        spread = float(np.log(drawn).std(ddof=1))
+        low, high = estimate * math.exp(-down * spread), estimate * math.exp(up * spread)
+        return Interval(estimate, low, high, n, level)
+    spread = float(drawn.std(ddof=1))
+    return Interval(estimate, estimate - down * spread, estimate + up * spread, n, level)
 
 
 def share_interval(k: int, n: int, *, level: float = 0.95) -> Interval:

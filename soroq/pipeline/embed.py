@@ -1,9 +1,9 @@
 """The tied embedding and head as one quantized tensor: `--embed int8|int4`.
 
 Groupwise along the hidden size, never per tensor; the gather and the head read the same codes.
-int8 is rounded to nearest. int4 is solved like a linear, by rows in slices: the head sees the final
-norm's output (its Σ hhᵀ), the gather passes each row on as it is (the identity), and both get an
-equal say: H = Σ hhᵀ / mean diag + I.
+With calibration it is solved like a linear, by rows in slices: the head sees the final norm's
+output (its Σ hhᵀ), the gather passes each row on as it is (the identity), and both get an equal
+say: H = Σ hhᵀ / mean diag + I. Without, it is rounded to nearest.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def quantize_embedding(
     N, K = checkpoint.info(name).shape
     args.check_shape(name, (N, K))
     hessian = None
-    if outputs is not None and args.bits == 4:
+    if outputs is not None:
         norm = checkpoint.load(f"{runner.layout.prefix}norm.weight")
         hessian = head_hessian(runner, norm, outputs)
     parts = []

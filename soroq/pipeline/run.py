@@ -132,8 +132,8 @@ def quantize(
 
 
 def needs_outputs(recipe: Recipe) -> bool:
-    """Whether the hidden states behind the last block are wanted: a 4-bit head is calibrated."""
-    return recipe.embed is not None and recipe.embed.bits == 4
+    """Whether the hidden states behind the last block are wanted: they calibrate the head."""
+    return recipe.embed is not None
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:

@@ -38,6 +38,7 @@ FORMATS: dict[str, QuantArgs] = {
     "int4-g128": QuantArgs(bits=4, group_size=128, symmetric=False),
     "int4-g64": QuantArgs(bits=4, group_size=64, symmetric=False),
     "int4-g32": QuantArgs(bits=4, group_size=32, symmetric=False),
+    "int4-row": QuantArgs(bits=4, group_size=None, symmetric=False),
     "int8-row": QuantArgs(bits=8, group_size=None),
     "int8-g128": QuantArgs(bits=8, group_size=128),
 }

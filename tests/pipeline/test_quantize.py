@@ -25,8 +25,10 @@ from soroq.core.recipe import Recipe, parse_override
 from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import SCHEMES, get_scheme
 from soroq.io.checkpoint import open_checkpoint
+from soroq.io.stored import StoredWeights
 from soroq.loading import load
 from soroq.manifest import read_manifest
+from soroq.methods.rtn import quantize_rtn
 from soroq.models.registry import find_layout
 from soroq.models.runner import DecoderRunner
 from soroq.models.tiny import write_tiny_model
@@ -236,6 +238,25 @@ def test_embedding_and_head_share_one_quantized_tensor(
     assert error < (0.001 if bits == 8 else 0.2)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_calibrated_head_loses_less_than_a_rounded_one(
+    bits: int, base: Path, tmp_path: Path
+) -> None:
+    embed = QuantArgs(bits=bits, group_size=32, symmetric=bits == 8)
+    recipe = _recipe("int4-gptq", embed=embed)
+    quantize(base, tmp_path / "out", recipe=recipe, calibration=_calibration())
+    weight = open_checkpoint(base).load("model.embed_tokens.weight").float()
+    stored = StoredWeights(open_checkpoint(tmp_path / "out"))
+    solved = stored.load_quantized("model.embed_tokens")[0].dequantize()
+    with torch.no_grad():
+        h = load(base).model(_calibration().ids).last_hidden_state.flatten(0, 1)
+    errors = [
+        ((other - weight) @ h.t()).square().sum()
+        for other in (solved, quantize_rtn(weight, embed).dequantize())
+    ]
+    assert errors[0] < 0.8 * errors[1], float(errors[0] / errors[1])
+
+
 def test_equal_runs_write_equal_bytes(base: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         quantize(base, tmp_path / name, recipe=_recipe("int4"), calibration=_calibration())
@@ -256,16 +277,22 @@ from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 import test_quantize as t
-t.quantize(Path({base!r}), Path({out!r}), recipe=t._recipe("int4-gptq"),
+t.quantize(Path({base!r}), Path({out!r}), recipe=t._recipe({scheme!r}),
            calibration=t._calibration(), resume={resume},
            listen=lambda p: print(p.done, p.module, flush=True))
 """
 
 
-def _run(base: Path, out: Path, *, resume: bool, kill_at: str | None = None) -> None:
+def _run(
+    base: Path, out: Path, *, resume: bool, kill_at: str | None = None, scheme: str = "int4-gptq"
+) -> None:
     root = Path(__file__).parent.parent.parent
     code = KILLED.format(
-        tests=str(Path(__file__).parent), base=str(base), out=str(out), resume=resume
+        tests=str(Path(__file__).parent),
+        base=str(base),
+        out=str(out),
+        resume=resume,
+        scheme=scheme,
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -309,6 +336,23 @@ def test_killed_and_resumed_runs_end_with_the_same_bytes(base: Path, tmp_path: P
     if not out.exists():
         _run(base, out, resume=True)
     _assert_same_files(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+def test_an_ordered_and_distilled_run_killed_again_and_again_ends_with_the_same_bytes(
+    base: Path, tmp_path: Path
+) -> None:
+    _run(base, tmp_path / "whole", resume=False, scheme="int4")
+    out = tmp_path / "often"
+    points = ["1 model.layers.1.mlp", "0 divergence before", "2 divergence ", "3 writing"]
+    for number, point in enumerate(points):
+        assert not out.exists(), f"whole before it was killed at {point!r}"
+        _run(base, out, resume=number > 0, kill_at=point, scheme="int4")
+    if not out.exists():
+        _run(base, out, resume=True, scheme="int4")
+    _assert_same_files(tmp_path / "whole", out)
+    manifest = read_manifest(out)
+    assert manifest is not None and manifest.reordered is not None
 
 
 def test_unfinished_run_is_neither_overwritten_nor_resumed_with_other_options(

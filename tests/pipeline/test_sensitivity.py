@@ -106,6 +106,27 @@ def test_whole_rows_of_int8_are_a_format(found: Sensitivity) -> None:
         assert group.formats["int8-row"][1] < 0.1 * group.formats["int4-g32"][1]
 
 
+def test_whole_rows_of_int4_pay_for_finer_groups(tmp_path: Path, ids: torch.Tensor) -> None:
+    """At the size of groups of 128, what is rounded well in whole rows pays for the rest."""
+    wide = write_tiny_model(
+        tmp_path / "wide", hidden_size=256, intermediate_size=256, vocab_size=270
+    )
+    found = measure(open_checkpoint(wide), ids, tmp_path)
+    bits = (
+        8
+        * sum(g.formats["int4-g128"][0] for g in found.groups)
+        / sum(g.weights for g in found.groups)
+    )
+    changed, told = mix(found, Recipe(get_scheme("int4-rtn")), bits_per_weight=bits)
+    assert {"int4-row"} < set(told.values())
+    expected = {g.modules[0]: g for g in found.groups}
+    cost = sum(g.kl["tg"] * g.formats[told[name]][1] for name, g in expected.items())
+    assert cost < sum(g.kl["tg"] for g in found.groups)
+    quantize(wide, tmp_path / "out", recipe=changed, calibration=None)
+    with torch.no_grad():
+        assert load(tmp_path / "out")(ids).logits.isfinite().all()
+
+
 def test_a_stopped_measurement_goes_on_where_it_was(
     base: Path, ids: torch.Tensor, found: Sensitivity, tmp_path: Path
 ) -> None:
