@@ -10,11 +10,12 @@ text follows LLM-QAT (arXiv 2305.17888): no label is needed, and a small set doe
 import torch
 from torch import nn
 
-from soroq.core.qtensor import QuantizedTensor
+from soroq.core.qtensor import QuantizedTensor, take_rows
 
 CHUNK = 512  # positions whose logits exist at once, fewer
 LOGITS = 1 << 25  # where that would be more numbers than this
 HEAD_ROWS = 16384  # of the head that are float32 at once
+Matrix = torch.Tensor | QuantizedTensor
 
 
 class ScaledLinear(nn.Module):
@@ -49,14 +50,18 @@ def tuned_scales(scales: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(
-    student: torch.Tensor, teacher: torch.Tensor, head: torch.Tensor
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    head: torch.Tensor,
+    student_head: Matrix | None = None,
 ) -> tuple[float, torch.Tensor]:
     """Return mean KL(p ‖ q) in nats and its gradient with respect to `student`.
 
     student, teacher (tokens, hidden): what the head gets; head (candidates, hidden) in any floating
-    dtype, converted in slices. p and q are the softmax over the candidates alone. The gradient of
-    the logits is (q − p) / tokens.
+    dtype, converted in slices. student_head: the student's own, where it isn't the same. p and q
+    are the softmax over the candidates alone. The gradient of the logits is (q − p) / tokens.
     """
+    own: Matrix = head if student_head is None else student_head
     gradient = torch.empty_like(student)
     total = 0.0
     at_once = max(1, min(CHUNK, LOGITS // len(head)))
@@ -64,26 +69,34 @@ def divergence(
         for start in range(0, len(student), at_once):
             span = slice(start, start + at_once)
             log_p = _logits(teacher[span], head).log_softmax(-1)
-            log_q = _logits(student[span], head).log_softmax(-1)
+            log_q = _logits(student[span], own).log_softmax(-1)
             p = log_p.exp()
             total += float(log_p.sub_(log_q).mul_(p).sum(dtype=torch.float64))
-            gradient[span] = _times_head(log_q.exp_().sub_(p), head) / len(student)
+            gradient[span] = _times_head(log_q.exp_().sub_(p), own) / len(student)
     return total / len(student), gradient
 
 
-def _logits(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def _logits(x: torch.Tensor, head: Matrix) -> torch.Tensor:
     """Return x headᵀ (tokens, candidates) in float32."""
-    logits = torch.empty(len(x), len(head))
-    for start in range(0, len(head), HEAD_ROWS):
-        rows = head[start : start + HEAD_ROWS].float()
+    logits = torch.empty(len(x), head.shape[0])
+    for start in range(0, head.shape[0], HEAD_ROWS):
+        rows = _rows(head, start)
         torch.mm(x, rows.t(), out=logits[:, start : start + HEAD_ROWS])
     return logits
 
 
-def _times_head(values: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def _times_head(values: torch.Tensor, head: Matrix) -> torch.Tensor:
     """Return values (tokens, candidates) times head (candidates, hidden) in float32."""
     product = torch.zeros(len(values), head.shape[1])
-    for start in range(0, len(head), HEAD_ROWS):
-        rows = head[start : start + HEAD_ROWS].float()
+    for start in range(0, head.shape[0], HEAD_ROWS):
+        rows = _rows(head, start)
         product.addmm_(values[:, start : start + HEAD_ROWS], rows)
     return product
+
+
+def _rows(head: Matrix, start: int) -> torch.Tensor:
+    """Return HEAD_ROWS rows from `start` on, float32."""
+    span = slice(start, start + HEAD_ROWS)
+    if isinstance(head, torch.Tensor):
+        return head[span].float()
+    return take_rows(head, span).dequantize()

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from soroq.core.qtensor import QuantizedTensor
+from soroq.core.qtensor import QuantizedTensor, take_rows
 from soroq.core.recipe import Recipe
 from soroq.io.checkpoint import Checkpoint
 from soroq.io.formats.compressed_tensors import decode
@@ -68,8 +68,8 @@ def distill(
     ids (n, seq_len): the calibration windows; reference: the original model's hidden states behind
     its last block for them. A saved state in the stage is gone on from.
     """
-    student = Student(stage, checkpoint, runner, recipe)
-    head = Head(checkpoint, runner, ids, reference)
+    head = Head(checkpoint, runner, ids, reference, _embedding(stage, runner, recipe))
+    student = Student(stage, checkpoint, runner, recipe, head)
     n = len(ids)
     held_out = torch.arange(n)[HELD_OUT - 1 :: HELD_OUT] if n >= HELD_OUT else torch.arange(n)[-1:]
     training = torch.tensor([i for i in range(n) if i not in set(held_out.tolist())])
@@ -105,6 +105,15 @@ def distill(
     return (student.tensors() if kept else {}), report
 
 
+def _embedding(stage: Stage, runner: DecoderRunner, recipe: Recipe) -> QuantizedTensor | None:
+    """Return the embedding that the quantized model will have, None where it keeps its own."""
+    if recipe.embed is None:
+        return None
+    with safe_open(stage.embedding_file, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return decode(runner.layout.embedding.removesuffix(".weight"), tensors, recipe.embed)
+
+
 def _order(training: torch.Tensor, steps: int, seed: int) -> list[torch.Tensor]:
     """Return the windows of each step: every epoch in another order."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,11 +136,18 @@ class Student:
     """The quantized model: its blocks as they are wanted, and everything that is learned.
 
     deltas: module → δ of its scales; norms: tensor name → norm weight, float32 Parameters.
+    head: has the embedding where that is quantized.
     """
 
     def __init__(
-        self, stage: Stage, checkpoint: Checkpoint, runner: DecoderRunner, recipe: Recipe
+        self,
+        stage: Stage,
+        checkpoint: Checkpoint,
+        runner: DecoderRunner,
+        recipe: Recipe,
+        head: "Head",
     ) -> None:
+        self._head = head
         self._stage, self._checkpoint = stage, checkpoint
         self._runner, self._recipe = runner, recipe
         self._blocks: dict[int, nn.Module] = {}
@@ -208,6 +224,9 @@ class Student:
         return block
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        if self._head.quantized is not None:
+            places = torch.searchsorted(self._head.candidates, ids.flatten())
+            return self._runner.embed(ids, take_rows(self._head.quantized, places).dequantize())
         rows = self._checkpoint.load_rows(self._runner.layout.embedding, ids.flatten())
         return self._runner.embed(ids, rows)
 
@@ -269,7 +288,8 @@ class Head:
     """The rows of the head that count, and what the original model puts in front of it.
 
     weight: (candidates, hidden) as stored: the text's own tokens and the TOP likeliest, by the
-    original model, at a sample of its positions.
+    original model, at a sample of its positions. candidates: these tokens, int64, rising.
+    quantized: the same rows as the quantized model has them, None where it keeps them.
     """
 
     def __init__(
@@ -278,6 +298,7 @@ class Head:
         runner: DecoderRunner,
         ids: torch.Tensor,
         reference: ActivationFile,
+        embedding: QuantizedTensor | None = None,
     ) -> None:
         prefix = runner.layout.prefix
         self._norm = runner.build_final_norm(checkpoint.load(f"{prefix}norm.weight"))
@@ -296,7 +317,8 @@ class Head:
             tokens = torch.cat([tokens, places + start], 1)
             best, kept = best.topk(min(TOP, best.shape[1]))
             tokens = tokens.gather(1, kept)
-        candidates = torch.cat([ids.flatten(), tokens.flatten()]).unique()
+        candidates = self.candidates = torch.cat([ids.flatten(), tokens.flatten()]).unique()
+        self.quantized = None if embedding is None else take_rows(embedding, candidates)
         shape = (len(candidates), checkpoint.info(name).shape[1])
         self.weight = torch.empty(shape, dtype=checkpoint.info(name).dtype)
         for rows, part in zip(
@@ -327,7 +349,9 @@ class Head:
         teacher = self._normed(self._reference.rows(rows.tolist())).flatten(0, 1)
         leaf = x.detach().requires_grad_(True)
         student = self._norm(leaf)
-        value, gradient = divergence(student.detach().flatten(0, 1), teacher, self.weight)
+        value, gradient = divergence(
+            student.detach().flatten(0, 1), teacher, self.weight, self.quantized
+        )
         student.backward(gradient.view_as(student))
         assert leaf.grad is not None
         return value, leaf.grad

@@ -101,10 +101,10 @@ def quantize(
     weight = _token_weight(calibration, recipe)
     for index in range(done, layout.n_blocks):
         streams = _run_block(stage, index, runner, checkpoint, recipe, streams, weight, listen)
-    if recipe.scheme.distilled and calibration is not None and stage.distilled() is None:
-        _distill(stage, runner, checkpoint, recipe, calibration.ids, listen)
     if recipe.embed is not None and not stage.embedding_file.exists():
         _quantize_embedding(stage, runner, checkpoint, recipe, recipe.embed, streams[0], listen)
+    if recipe.scheme.distilled and calibration is not None and stage.distilled() is None:
+        _distill(stage, runner, checkpoint, recipe, calibration.ids, listen)
     listen(Progress(layout.n_blocks, layout.n_blocks, "writing"))
     manifest = Manifest(
         soroq_version=soroq.__version__,

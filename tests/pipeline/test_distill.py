@@ -10,6 +10,7 @@ import torch
 
 from soroq.calib.dataset import CalibrationSet, ids_sha256
 from soroq.core.recipe import Recipe, parse_override
+from soroq.core.scheme import QuantArgs
 from soroq.core.schemes import get_scheme
 from soroq.inspection import describe
 from soroq.io.checkpoint import Checkpoint, open_checkpoint
@@ -25,6 +26,7 @@ from soroq.pipeline.run import quantize
 from soroq.pipeline.stage import Stage
 
 SEQ_LEN = 24
+INT4 = QuantArgs(bits=4, group_size=32, symmetric=False)
 
 
 class _Stopped(Exception):
@@ -79,12 +81,16 @@ def _divergence(quantized: Path, base: Path, ids: torch.Tensor) -> float:
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
-def test_gradients_block_by_block_are_those_of_the_whole_model(base: Path, tmp_path: Path) -> None:
-    recipe = _recipe()
+@pytest.mark.parametrize("embed", [None, INT4], ids=["own-embedding", "int4-embedding"])
+def test_gradients_block_by_block_are_those_of_the_whole_model(
+    embed: QuantArgs | None, base: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(embed=embed)
     stage, checkpoint, runner, reference = _staged(base, tmp_path / "out", recipe)
     ids = _calibration().ids
-    head = Head(checkpoint, runner, ids, reference)
-    student = Student(stage, checkpoint, runner, recipe)
+    embedding = distill_module._embedding(stage, runner, recipe)
+    head = Head(checkpoint, runner, ids, reference, embedding)
+    student = Student(stage, checkpoint, runner, recipe, head)
     rows = torch.tensor([3, 5])
     value = student.accumulate_(ids[rows], lambda x: head.loss(x, rows))
 
@@ -96,9 +102,13 @@ def test_gradients_block_by_block_are_those_of_the_whole_model(base: Path, tmp_p
     got = {name: p.grad for name, p in (student.deltas | student.norms).items()}
     for parameter in (student.deltas | student.norms).values():
         parameter.grad = None
+    own = head.weight.float()
+    if embedding is not None:
+        own = embedding.dequantize()[head.candidates]
+        model.model.embed_tokens.weight.data.copy_(embedding.dequantize())
     hidden = model.model(input_ids=ids[rows], use_cache=False).last_hidden_state
     log_p = (teacher @ head.weight.float().t()).log_softmax(-1)
-    log_q = (hidden @ head.weight.float().t()).log_softmax(-1)
+    log_q = (hidden @ own.t()).log_softmax(-1)
     loss = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     loss.backward()
     assert value == pytest.approx(float(loss.detach()), rel=0.02)  # the file rounds to bfloat16
@@ -123,6 +133,16 @@ def test_distilled_models_diverge_less_on_unseen_tokens(
     assert manifest.distilled is not None
     assert manifest.distilled["kl_after"] < manifest.distilled["kl_before"]
     assert found[True] < 0.99 * found[False]
+
+
+def test_a_quantized_embedding_is_learned_around(base: Path, tmp_path: Path) -> None:
+    """What is told is the finished model's divergence, its embedding and head included."""
+    out = tmp_path / "out"
+    manifest = read_manifest_of(base, out, _recipe(embed=INT4))
+    held_out = _calibration().ids[HELD_OUT - 1 :: HELD_OUT]
+    assert manifest.distilled is not None and manifest.distilled["kept"]
+    want = _divergence(out, base, held_out)
+    assert manifest.distilled["kl_after"] == pytest.approx(want, rel=0.05)
 
 
 def test_only_scales_and_norms_change(base: Path, tmp_path: Path) -> None:
