@@ -4,6 +4,8 @@ stored = StoredWeights(open_checkpoint("OUT"))
 weight, activation, input_scale = stored.load_quantized("model.layers.0.mlp.up_proj")
 """
 
+import re
+
 import torch
 
 from soroq.core.errors import CheckpointError, NumericsError
@@ -171,6 +173,13 @@ def _arguments(module: str, groups: list[Group]) -> tuple[QuantArgs, QuantArgs |
     for targets, weight, activation in groups:
         if module in targets:
             return weight, activation
+    patterns = [(t[3:], group) for group in groups for t in group[0] if t.startswith("re:")]
+    for pattern, (_, weight, activation) in patterns:  # from the start, as compressed-tensors does
+        try:
+            if re.match(pattern, module):
+                return weight, activation
+        except re.error as error:
+            raise CheckpointError(f"quantization_config: re:{pattern} is no pattern") from error
     for targets, weight, activation in groups:
         if "Linear" in targets:
             return weight, activation

@@ -10,6 +10,7 @@ from soroq.core.qtensor import QuantizedTensor
 from soroq.core.scheme import QuantArgs
 from soroq.io.formats.refusal import FormatError
 from soroq.io.formats.registry import FORMATS, format_of, get_format
+from soroq.io.stored import _arguments
 
 INTEGER_FORMATS = ("gptq", "gptq-v2", "awq", "awq-gemv")
 
@@ -228,3 +229,21 @@ def test_an_unknown_format_names_those_there_are() -> None:
         SchemeError, match="awq, awq-gemv, compressed-tensors, gptq, gptq-v2, hqq, mlx"
     ):
         get_format("gpqt")
+
+
+def test_a_module_gets_the_numbers_of_the_group_that_names_it_best() -> None:
+    """By name, then by pattern, then as a Linear: whichever group stands first."""
+    int4, int8 = QuantArgs(bits=4), QuantArgs(bits=8)
+    row = QuantArgs(bits=8, group_size=None)
+    groups = [
+        (["Linear"], int4, None),
+        (["re:.*down_proj"], int8, None),
+        (["model.layers.1.mlp.down_proj"], row, None),
+    ]
+    assert _arguments("model.layers.0.mlp.up_proj", groups)[0] == int4
+    assert _arguments("model.layers.0.mlp.down_proj", groups)[0] == int8
+    assert _arguments("model.layers.1.mlp.down_proj", groups)[0] == row
+    with pytest.raises(CheckpointError, match="no group of quantization_config names it"):
+        _arguments("model.layers.0.mlp.up_proj", groups[1:])
+    with pytest.raises(CheckpointError, match="is no pattern"):
+        _arguments("model.norm", [(["re:("], int4, None)])
